@@ -1,0 +1,149 @@
+// One request, one outcome: look up, check role and scope, check params, invoke, map the error. The
+// only place where an exception becomes a wire error.
+
+import { JSON_RPC, RpcError } from "./error.ts";
+import type { CallContext, Method, Requester } from "./method.ts";
+import { hasScope, type Scope } from "./scope.ts";
+import { explain, pointer, type Problem, problems } from "./shape.ts";
+
+/** `refused` marks calls that were not let through to a method at all (D16). */
+export type Outcome =
+  | { ok: true; payload: unknown }
+  | { ok: false; error: RpcError; refused: boolean };
+
+export interface DispatchOptions {
+  /** Called with every fault; returns the id under which it was logged. */
+  onFault(error: unknown, method: string): string;
+  /** Also check results against their shapes: in tests and during development. */
+  checkResults?: boolean;
+}
+
+/** Methods outside `node.*` also answer under this prefix (D11). */
+const ALIAS_PREFIX = "gateway.";
+
+export class Dispatcher<Call extends CallContext> {
+  readonly methods: readonly Method<Call>[];
+  readonly #byName = new Map<string, Method<Call>>();
+  readonly #options: DispatchOptions;
+
+  constructor(methods: readonly Method<Call>[], options: DispatchOptions) {
+    this.methods = methods;
+    this.#options = options;
+    for (const method of methods) {
+      if (this.#byName.has(method.name)) throw new Error(`method ${method.name} is declared twice`);
+      this.#byName.set(method.name, method);
+    }
+    for (const method of methods) {
+      const alias = ALIAS_PREFIX + method.name;
+      const hasAlias = !method.name.startsWith("node.") && !method.name.startsWith(ALIAS_PREFIX);
+      if (hasAlias && !this.#byName.has(alias)) this.#byName.set(alias, method);
+    }
+  }
+
+  /** Every callable name, aliases included. */
+  get names(): string[] {
+    return [...this.#byName.keys()];
+  }
+
+  /** Never throws and never rejects; synchronous where the method is. */
+  dispatch(name: string, params: unknown, call: Call): Outcome | Promise<Outcome> {
+    try {
+      const method = this.#admit(name, call.caller);
+      const given = params === undefined ? {} : params;
+      if (!method.params.is(given)) this.#checkParams(method, name, given, call.caller);
+      const result = method.handle(given, call);
+      return result instanceof Promise
+        ? result.then((payload) => this.#succeed(method, payload))
+          .catch((error) => this.#fail(error, name))
+        : this.#succeed(method, result);
+    } catch (error) {
+      return this.#fail(error, name);
+    }
+  }
+
+  /** The order of §6.3. */
+  #admit(name: string, { role, scopes, protocol }: Requester): Method<Call> {
+    if (name === "connect") {
+      throw new Refused("INVALID_REQUEST", "connect is only valid as the first request", {
+        number: JSON_RPC.INVALID_REQUEST,
+      });
+    }
+    const method = this.#byName.get(name);
+    const isForNodes = method?.scope === "node";
+    if (isForNodes !== (role === "node")) {
+      if (!method) throw unknownMethod(name);
+      throw new Refused("INVALID_REQUEST", `unauthorized role: ${role}`);
+    }
+    if (role === "operator") {
+      const access = method ? accessOf(method, protocol) : "operator.admin";
+      if (access !== "any" && access !== "node" && !hasScope(scopes, access)) {
+        throw missingScope(access);
+      }
+    }
+    if (!method) throw unknownMethod(name);
+    return method;
+  }
+
+  #checkParams(method: Method<Call>, name: string, params: unknown, { protocol }: Requester) {
+    const found = problems(params, method.params, { ignoreUnknown: protocol >= 4 });
+    if (found.length > 0) throw invalidParams(name, found, method.badParams);
+  }
+
+  #succeed(method: Method<Call>, payload: unknown): Outcome {
+    if (this.#options.checkResults) {
+      // What the other end reads is the JSON, in which undefined members are absent.
+      const found = problems(JSON.parse(JSON.stringify(payload ?? null)), method.result);
+      if (found.length > 0) {
+        return this.#fail(
+          new Error(`bad result of ${method.name}: ${explain(found)}`),
+          method.name,
+        );
+      }
+    }
+    return { ok: true, payload };
+  }
+
+  #fail(error: unknown, method: string): Outcome {
+    if (error instanceof RpcError) return { ok: false, error, refused: error instanceof Refused };
+    const id = this.#options.onFault(error, method);
+    return {
+      ok: false,
+      error: new RpcError("UNAVAILABLE", `internal error in ${method} (id ${id})`, {
+        cause: error,
+        number: JSON_RPC.INTERNAL_ERROR,
+      }),
+      refused: false,
+    };
+  }
+}
+
+/** The scope a method asks of an operator on this protocol version. */
+export function accessOf(
+  { scope, scopeOnV4 }: Pick<Method<CallContext>, "scope" | "scopeOnV4">,
+  protocol: number,
+) {
+  return protocol >= 4 ? scopeOnV4 ?? scope : scope;
+}
+
+/** "invalid <name> params: <list>" (§2.1), or the literal text a method has for it. */
+export function invalidParams(name: string, found: Problem[], literal?: string): RpcError {
+  return new RpcError("INVALID_REQUEST", literal ?? `invalid ${name} params: ${explain(found)}`, {
+    number: JSON_RPC.INVALID_PARAMS,
+    data: { issues: found.map(({ path, message }) => ({ path: pointer(path), message })) },
+  });
+}
+
+/** A call that was not let through. */
+class Refused extends RpcError {}
+
+function unknownMethod(name: string): RpcError {
+  return new Refused("INVALID_REQUEST", `unknown method: ${name}`, {
+    number: JSON_RPC.METHOD_NOT_FOUND,
+  });
+}
+
+function missingScope(scope: Scope): RpcError {
+  return new Refused("FORBIDDEN", `missing scope: ${scope}`, {
+    details: { code: "MISSING_SCOPE", missingScope: scope, requiredScopes: [scope] },
+  });
+}
