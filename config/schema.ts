@@ -1,0 +1,738 @@
+// The shape of the configuration file: the one place a setting is named. Type, description, default
+// and secrecy of a key stand together; the list of defaults, of secret paths, the hints for forms
+// and the JSON schema are all derived from here. Reading the file is the matter of load.ts.
+
+import {
+  annotated,
+  boolean,
+  type Infer,
+  integer,
+  type JsonSchema,
+  list,
+  mapOf,
+  nonEmpty,
+  object,
+  oneOf,
+  open,
+  optional,
+  rule,
+  schemaOf,
+  type Shape,
+  text,
+} from "../rpc/shape.ts";
+
+/** What stands in the place of a secret wherever a configuration is shown. */
+export const REDACTED = "__REDACTED__";
+
+/** The keys and indexes that lead to a value. */
+export type KeyPath = (string | number)[];
+
+/** What a form needs to show one setting (§7.7). */
+export interface UiHint {
+  label?: string;
+  help?: string;
+  group?: string;
+  order?: number;
+  advanced?: boolean;
+  sensitive?: boolean;
+  placeholder?: string;
+  itemTemplate?: unknown;
+}
+
+/** A rule over several keys that a configuration breaks. */
+export interface RuleIssue {
+  path: KeyPath;
+  message: string;
+  /** What would be right. */
+  fix: string;
+}
+
+const port = integer({ min: 1, max: 65_535 });
+const milliseconds = integer({ min: 0 });
+const bytes = integer({ min: 1 });
+const filePath = nonEmpty();
+const secretText = nonEmpty();
+const ipv4 = textLike("192.168.1.10", (text) => isIpv4(text) || "must be an IPv4 address");
+const address = textLike(
+  "10.0.0.5",
+  (text) => isAddressOrRange(text) || "must be an IP address or CIDR",
+);
+const hostName = textLike("gateway.example", (text) => isHostName(text) || "must be a host name");
+const origin = textLike(
+  "https://ui.example",
+  (text) => isOrigin(text) || "must be a web origin: scheme, host and port",
+);
+const webSocketUrl = textLike(
+  "ws://127.0.0.1:18789",
+  (text) => isUrl(text, ["ws:", "wss:"]) || "must be a ws:// or wss:// URL",
+);
+const httpUrl = textLike("http://127.0.0.1:18791", controlUrlVerdict);
+const fingerprint = textLike(
+  "sha256:5f70…",
+  (text) =>
+    normalizedFingerprint(text).length === 64 || "must be a SHA-256 fingerprint of 64 hex digits",
+);
+const sshTarget = textLike(
+  "user@host:22",
+  (text) =>
+    !/^-|[\s\u0000-\u001f\u007f]/.test(text) ||
+    "must be [user@]host[:port] without white space or a leading '-'",
+);
+
+/** How a client reaches a gateway that runs elsewhere. */
+const remoteFields = {
+  url: setting(webSocketUrl, "Address of the remote gateway: ws:// or wss://"),
+  transport: setting(oneOf(["direct", "ssh"]), "How the remote gateway is reached", {
+    default: "direct",
+  }),
+  token: secret(secretText, "Token of the remote gateway"),
+  password: secret(secretText, "Password of the remote gateway"),
+  tlsFingerprint: setting(fingerprint, "SHA-256 fingerprint the remote certificate must have"),
+  sshTarget: setting(sshTarget, "[user@]host[:port] to tunnel through"),
+  sshIdentity: setting(filePath, "Private key file for ssh"),
+  sshHostKeyPolicy: setting(oneOf(["strict", "accept-new"]), "What to do about unknown host keys", {
+    default: "strict",
+  }),
+  remotePort: setting(port, "Port of the gateway on the machine ssh reaches", { default: 18_789 }),
+};
+
+const gateway = open({
+  mode: setting(
+    oneOf(["local", "remote"]),
+    "remote: commands go to gateway.remote, and no gateway starts on this machine",
+  ),
+  port: setting(port, "Port for WebSocket and HTTP", { default: 18_789 }),
+  bind: setting(
+    oneOf(["loopback", "lan", "tailnet", "auto", "custom"]),
+    "Which addresses of this machine the gateway listens on",
+    { default: "loopback" },
+  ),
+  customBindHost: setting(ipv4, 'IPv4 address to listen on with bind "custom"'),
+  allowedHosts: setting(list(hostName), "Further names a request may have in its Host header", {
+    default: [],
+  }),
+  trustedProxies: setting(
+    list(address),
+    "Addresses of reverse proxies whose forwarding headers count",
+    { default: [] },
+  ),
+  auth: section("Who may call the gateway", {
+    mode: setting(
+      oneOf(["token", "password", "none"]),
+      "What callers prove; unset: password if there is one, else token",
+    ),
+    token: secret(secretText, "The shared token"),
+    password: secret(secretText, "The shared password"),
+    allowTailscale: setting(
+      boolean(),
+      "Accept the identity Tailscale Serve adds; unset: yes when serving, unless mode is password",
+    ),
+    silentPairing: setting(boolean(), "Pair devices on this machine without asking", {
+      default: true,
+    }),
+    rateLimit: section("When failed logins lock an address out", {
+      maxAttempts: setting(integer({ min: 1 }), "Wrong secrets allowed within windowMs", {
+        default: 10,
+      }),
+      windowMs: setting(integer({ min: 1 }), "How long a wrong secret counts", { default: 60_000 }),
+      lockoutMs: setting(milliseconds, "How long an address stays locked out", {
+        default: 300_000,
+      }),
+    }),
+  }),
+  tailscale: section("Publishing the gateway through Tailscale", {
+    mode: setting(
+      oneOf(["off", "serve", "funnel"]),
+      "serve: inside the tailnet; funnel: on the public internet",
+      { default: "off" },
+    ),
+    resetOnExit: setting(boolean(), "Take the Tailscale route down when the gateway stops", {
+      default: false,
+    }),
+  }),
+  controlUi: section("The web page the gateway serves", {
+    enabled: setting(boolean(), "Serve the Control UI", { default: true }),
+    basePath: setting(text(), "Path prefix of the Control UI", { default: "" }),
+    allowInsecureAuth: setting(
+      boolean(),
+      "Accept the Control UI without a device key over plain HTTP",
+      { default: false },
+    ),
+    allowedOrigins: setting(
+      list(origin),
+      "Further web origins that may open a WebSocket or call over HTTP",
+      { default: [] },
+    ),
+  }),
+  remote: section("The gateway that mode remote talks to", remoteFields),
+  reload: section("What a change of the file does to a running gateway", {
+    mode: setting(
+      oneOf(["off", "restart", "hot", "hybrid"]),
+      "off: nothing; hot: apply what can be applied; restart: always; hybrid: hot, else restart",
+      { default: "hybrid" },
+    ),
+    debounceMs: setting(milliseconds, "How long the file must rest before it is read again", {
+      default: 300,
+    }),
+  }),
+  tls: section("Encryption on the gateway's own port", {
+    enabled: setting(boolean(), "Serve https:// and wss://", { default: false }),
+    autoGenerate: setting(boolean(), "Make a self-signed certificate when there is none", {
+      default: true,
+    }),
+    certPath: setting(filePath, "Certificate chain (PEM)"),
+    keyPath: setting(filePath, "Private key (PEM)"),
+    caPath: setting(filePath, "Certificate authorities (PEM)"),
+  }),
+  http: section("HTTP endpoints beside the WebSocket", {
+    endpoints: section("Which of them are served", {
+      chatCompletions: section("POST /v1/chat/completions", {
+        enabled: setting(boolean(), "Serve the endpoint", { default: false }),
+      }),
+      responses: section("POST /v1/responses", {
+        enabled: setting(boolean(), "Serve the endpoint", { default: false }),
+        maxBodyBytes: setting(bytes, "Largest request body", { default: 20 * 1024 * 1024 }),
+        files: section("Files in a request", {
+          allowUrl: setting(boolean(), "Fetch files by URL", { default: true }),
+          allowedMimes: setting(list(nonEmpty()), "Media types accepted"),
+          maxBytes: setting(bytes, "Largest file", { default: 5 * 1024 * 1024 }),
+          maxChars: setting(integer({ min: 1 }), "Characters kept of a file", { default: 200_000 }),
+          maxRedirects: setting(integer({ min: 0 }), "Redirects followed", { default: 3 }),
+          timeoutMs: setting(integer({ min: 1 }), "Deadline of a fetch", { default: 10_000 }),
+          pdf: section("PDF files", {
+            maxPages: setting(integer({ min: 1 }), "Pages read", { default: 4 }),
+            maxPixels: setting(integer({ min: 1 }), "Pixels of a rendered page", {
+              default: 4_000_000,
+            }),
+            minTextChars: setting(integer({ min: 0 }), "Fewer characters: render the page", {
+              default: 200,
+            }),
+          }),
+        }),
+        images: section("Images in a request", {
+          allowUrl: setting(boolean(), "Fetch images by URL", { default: true }),
+          allowedMimes: setting(list(nonEmpty()), "Media types accepted"),
+          maxBytes: setting(bytes, "Largest image", { default: 10 * 1024 * 1024 }),
+          maxRedirects: setting(integer({ min: 0 }), "Redirects followed", { default: 3 }),
+          timeoutMs: setting(integer({ min: 1 }), "Deadline of a fetch", { default: 10_000 }),
+        }),
+      }),
+    }),
+  }),
+  cors: section("Cross-origin rules of the HTTP endpoints", {
+    enabled: setting(boolean(), "Answer cross-origin requests", { default: false }),
+    allowedOrigins: setting(list(origin), "Origins answered", {
+      default: ["http://localhost:3000"],
+    }),
+    allowedMethods: setting(list(nonEmpty()), "HTTP methods answered", {
+      default: ["GET", "POST", "OPTIONS"],
+    }),
+    allowCredentials: setting(boolean(), "Let browsers send credentials"),
+  }),
+  nodes: section("What the gateway lets nodes do", {
+    allowCommands: setting(list(nonEmpty()), "Commands allowed beyond the platform's own list"),
+    denyCommands: setting(list(nonEmpty()), "Commands refused on every node"),
+    browser: section("Which node serves browser tools", {
+      mode: setting(oneOf(["auto", "manual", "off"]), "How the node is chosen", {
+        default: "auto",
+      }),
+      node: setting(nonEmpty(), "Node id or name"),
+    }),
+  }),
+});
+
+const exec = open({
+  host: setting(oneOf(["sandbox", "gateway", "node"]), "Where commands run"),
+  security: setting(oneOf(["deny", "allowlist", "full"]), "Which commands may run"),
+  ask: setting(oneOf(["off", "on-miss", "always"]), "When to ask for approval"),
+  node: setting(nonEmpty(), "The node commands are pinned to"),
+  pathPrepend: setting(list(nonEmpty()), "Directories put in front of PATH"),
+  safeBins: setting(list(nonEmpty()), "Programs that need no approval"),
+  timeoutSec: setting(integer({ min: 1 }), "Deadline of a command in seconds"),
+  backgroundMs: setting(milliseconds, "When a command goes on in the background"),
+});
+
+const agents = open({
+  defaults: section("What every agent has unless it says otherwise", {
+    timeoutSeconds: setting(integer({ min: 1 }), "Deadline of a run", { default: 600 }),
+    model: setting(nonEmpty(), "Provider and model as <name>/<id>; unset: the built-in agent"),
+    fallbacks: setting(list(nonEmpty()), "Models tried when the first fails"),
+  }),
+  list: setting(
+    list(open({
+      id: annotated(nonEmpty(), { description: "What the agent is called in calls and sessions" }),
+      default: setting(boolean(), "The agent used when none is named"),
+      name: setting(text(), "Display name"),
+      identity: setting(open({}), "Name and emoji of the agent"),
+      heartbeat: setting(open({}), "When the agent wakes by itself"),
+      tools: setting(open({ exec: setting(exec, "Commands of this agent") }), "Tools it has"),
+    })),
+    "The agents",
+  ),
+});
+
+const models = open({
+  providers: setting(
+    mapOf(open({
+      api: setting(oneOf(["openai-completions", "anthropic-messages"]), "Protocol of the provider"),
+      baseUrl: setting(nonEmpty(), "Address of the provider"),
+      apiKey: secret(secretText, "Key for the provider"),
+      models: setting(
+        list(open({ id: annotated(nonEmpty(), { description: "What the provider calls it" }) })),
+        "Models offered",
+      ),
+    })),
+    "Model providers by name",
+  ),
+});
+
+/** The configuration file, `$include` and `${VAR}` resolved. Undefined = not set. */
+export const Config = object({
+  $schema: setting(text(), "Where an editor finds the schema"),
+  gateway: setting(gateway, "The gateway: where it listens, who may call, how it is reached"),
+  discovery: setting(
+    open({
+      wideArea: section("Unicast DNS-SD", {
+        enabled: setting(boolean(), "Announce in the zone zero.internal.", { default: false }),
+      }),
+    }),
+    "How gateways are found",
+  ),
+  nodeHost: setting(
+    open({
+      browserProxy: section("The browser this machine lends as a node", {
+        enabled: setting(boolean(), "Offer the browser", { default: true }),
+        allowProfiles: setting(list(nonEmpty()), "Browser profiles offered"),
+      }),
+    }),
+    "This machine as a node",
+  ),
+  browser: setting(
+    open({
+      enabled: setting(boolean(), "Offer browser tools", { default: true }),
+      controlUrl: setting(httpUrl, "Address of the browser control server"),
+      controlToken: secret(secretText, "Token of the browser control server"),
+      defaultProfile: setting(nonEmpty(), "Browser profile used when none is named"),
+    }),
+    "The browser tools",
+  ),
+  canvasHost: setting(
+    open({
+      enabled: setting(boolean(), "Serve the canvas", { default: true }),
+      root: setting(filePath, "Directory that is served"),
+      port: setting(port, "Port of the canvas server"),
+      liveReload: setting(boolean(), "Reload pages when a file changes", { default: true }),
+    }),
+    "Pages that agents show on nodes",
+  ),
+  agents: setting(agents, "The agents"),
+  models: setting(models, "Models and their providers"),
+  channels: setting(mapOf(open({ enabled: setting(boolean(), "Run this channel") })), "Channels"),
+  session: setting(
+    open({
+      mainKey: setting(nonEmpty(), "Key of the main session", { default: "main" }),
+      scope: setting(oneOf(["per-sender", "global"]), "Who shares a session", {
+        default: "per-sender",
+      }),
+      store: setting(nonEmpty(), "Where sessions are kept (path template)"),
+    }),
+    "Conversations",
+  ),
+  tools: setting(open({ exec: setting(exec, "Commands agents run") }), "Tools of the agents"),
+  hooks: setting(
+    open({
+      enabled: setting(boolean(), "Serve the hooks", { default: false }),
+      token: secret(secretText, "Token callers of hooks prove"),
+      path: setting(nonEmpty(), "Path of the hooks", { default: "/hooks" }),
+      maxBodyBytes: setting(bytes, "Largest request body", { default: 262_144 }),
+      mappings: setting(list(open({})), "Which hook does what"),
+    }),
+    "Incoming webhooks",
+  ),
+  cron: setting(open({ enabled: setting(boolean(), "Run scheduled jobs") }), "Scheduled jobs"),
+  logging: setting(
+    open({
+      level: setting(
+        oneOf(["trace", "debug", "info", "warn", "error", "silent"]),
+        "Least severe lines that are written",
+        { default: "info" },
+      ),
+      file: setting(filePath, "Log file; unset: logs/gateway.log in the state directory"),
+      maxBytes: setting(integer({ min: 4096 }), "Size at which a new log file is begun", {
+        default: 10 * 1024 * 1024,
+      }),
+      maxFiles: setting(integer({ min: 1, max: 100 }), "Log files kept, the current one included", {
+        default: 5,
+      }),
+    }),
+    "The log",
+  ),
+  ui: setting(open({}), "Looks of the Control UI"),
+  commands: setting(
+    open({
+      restart: setting(boolean(), "Let SIGUSR1 from outside restart the gateway", {
+        default: false,
+      }),
+    }),
+    "Commands from outside",
+  ),
+  messages: setting(open({}), "How messages are handled"),
+  talk: setting(open({ apiKey: secret(secretText, "Key of the speech provider") }), "Speech"),
+  skills: setting(open({}), "Skills of the agents"),
+  remotes: setting(mapOf(open(remoteFields)), "Remote gateways by name"),
+  identity: setting(open({}), "Name of this installation"),
+});
+export type Config = Infer<typeof Config>;
+
+/** Keys that hold a secret wherever they stand, even where the schema does not name them. */
+const SECRET_NAMES = new Set(["token", "password", "secret", "apikey", "bottoken"]);
+
+/** The JSON schema of the file, for editors and `config.schema`. */
+export function configSchema(): JsonSchema {
+  const schema = schemaOf(Config);
+  const include = {
+    anyOf: [{ type: "string" }, { type: "array", items: { type: "string" } }],
+    description: "Files that are merged under this object",
+  };
+  return {
+    $schema: "https://json-schema.org/draft/2020-12/schema",
+    ...schema,
+    properties: { ...schema.properties as JsonSchema, $include: include },
+  };
+}
+
+/** What a form needs to show each setting, by dotted path; `[]` and `*` stand for any entry. */
+export function uiHints(schema: JsonSchema = schemaOf(Config)): Record<string, UiHint> {
+  const hints: Record<string, UiHint> = {};
+  let order = 0;
+  for (const { path, schema: one } of settingsOf(schema)) {
+    if (typeof one.description !== "string") continue;
+    const hint: UiHint = {
+      label: labelOf(path.at(-1)!),
+      help: one.description,
+      group: path[0],
+      order: order++,
+    };
+    if (one.sensitive === true) hint.sensitive = true;
+    if (one.default !== undefined && one.type !== "array") hint.placeholder = String(one.default);
+    hints[joined(path)] = hint;
+  }
+  return hints;
+}
+
+/** Dotted paths of the settings that hold secrets; `[]` and `*` stand for any entry. */
+export function sensitivePaths(schema: JsonSchema = schemaOf(Config)): string[] {
+  return [...settingsOf(schema)].filter((one) => one.schema.sensitive === true)
+    .map(({ path }) => joined(path));
+}
+
+/** Every default of the schema, as the configuration that would say the same. */
+export function defaults(): Config {
+  return defaultsIn(schemaOf(Config)) as Config ?? {};
+}
+
+/** What the schema says of the setting at a path; undefined where it names none. */
+export function schemaAt(path: KeyPath): JsonSchema | undefined {
+  let schema: JsonSchema | undefined = schemaOf(Config);
+  for (const key of path) {
+    const { properties, items, additionalProperties } = schema as SchemaParts;
+    schema = typeof key === "string" && properties && Object.hasOwn(properties, key)
+      ? properties[key]
+      : items ?? (additionalProperties || undefined);
+    if (!schema) return undefined;
+  }
+  return schema;
+}
+
+/** The names of the settings directly under a path. */
+export function settingNames(path: KeyPath): string[] {
+  return Object.keys((schemaAt(path) as SchemaParts | undefined)?.properties ?? {});
+}
+
+/** The default of the setting at a path; undefined where it has none. */
+export function defaultAt(path: KeyPath): unknown {
+  return defaultsIn(schemaAt(path) ?? {});
+}
+
+/** Whether what stands at a path must not be shown. */
+export function isSecret(path: KeyPath): boolean {
+  if (schemaAt(path)?.sensitive === true) return true;
+  const name = path.findLast((key) => typeof key === "string");
+  return typeof name === "string" && SECRET_NAMES.has(name.toLowerCase());
+}
+
+/**
+ * A copy with every secret replaced by `REDACTED`.
+ *
+ * @param at where in the configuration the value stands
+ */
+export function redact<T>(value: T, at: KeyPath = []): T {
+  return redacted(value, at) as T;
+}
+
+/** What a configuration of the right shape still says that cannot be. */
+export function crossFieldIssues(config: Config): RuleIssue[] {
+  return [...brokenRules(config)];
+}
+
+/** A path as it is written for people: `agents.list[0].id`, `remotes["my.host"].url`. */
+export function formatKey(path: KeyPath): string {
+  let text = "";
+  for (const key of path) {
+    if (typeof key === "number") text += `[${key}]`;
+    else if (!/^[^.\[\]"'\s]+$/.test(key)) text += `[${JSON.stringify(key)}]`;
+    else text += text === "" ? key : `.${key}`;
+  }
+  return text;
+}
+
+/**
+ * The reverse of `formatKey`.
+ *
+ * @returns undefined when the text is not a path
+ */
+export function parseKey(text: string): KeyPath | undefined {
+  const path: KeyPath = [];
+  let rest = text.trim();
+  while (rest !== "") {
+    const match = PATH_STEP.exec(rest);
+    if (!match) return undefined;
+    const [whole, dot, name, index, quoted] = match;
+    if (name !== undefined && (dot === ".") === (path.length === 0)) return undefined;
+    if (name === undefined && dot === ".") return undefined;
+    if (name !== undefined) path.push(name);
+    else if (index !== undefined) path.push(Number(index));
+    else {
+      const key = unquoted(quoted);
+      if (key === undefined) return undefined;
+      path.push(key);
+    }
+    rest = rest.slice(whole.length);
+  }
+  return path.length > 0 ? path : undefined;
+}
+
+const PATH_STEP = /^(\.?)(?:([^.\[\]"'\s]+)|\[(\d+)\]|\[("(?:[^"\\]|\\.)*")\])/;
+
+/** 64 hex digits of a SHA-256 fingerprint, however it was written (§11.2). */
+export function normalizedFingerprint(text: string): string {
+  return text.trim().replace(/^sha-?256[:\s]/i, "").replace(/[^0-9a-f]/gi, "").toLowerCase();
+}
+
+export function isIpv4(text: string): boolean {
+  const parts = text.split(".");
+  return parts.length === 4 &&
+    parts.every((part) => /^(0|[1-9]\d{0,2})$/.test(part) && Number(part) <= 255);
+}
+
+type SchemaParts = {
+  properties?: Record<string, JsonSchema>;
+  items?: JsonSchema;
+  additionalProperties?: JsonSchema | false;
+};
+
+function* settingsOf(
+  schema: JsonSchema,
+  path: string[] = [],
+): Generator<{ path: string[]; schema: JsonSchema }> {
+  if (path.length > 0) yield { path, schema };
+  const { properties, items, additionalProperties } = schema as SchemaParts;
+  for (const [key, one] of Object.entries(properties ?? {})) {
+    yield* settingsOf(one, [...path, key]);
+  }
+  if (items) yield* settingsOf(items, [...path, "[]"]);
+  if (additionalProperties) yield* settingsOf(additionalProperties, [...path, "*"]);
+}
+
+function joined(path: string[]): string {
+  return path.join(".").replaceAll(".[]", "[]");
+}
+
+function labelOf(key: string): string {
+  const words = key.replace(/([a-z])([A-Z])/g, "$1 $2").toLowerCase();
+  return words.charAt(0).toUpperCase() + words.slice(1);
+}
+
+function defaultsIn(schema: JsonSchema): unknown {
+  if (schema.default !== undefined) return structuredClone(schema.default);
+  const entries = Object.entries((schema as SchemaParts).properties ?? {})
+    .map(([key, one]) => [key, defaultsIn(one)] as const)
+    .filter(([, value]) => value !== undefined);
+  return entries.length > 0 ? Object.fromEntries(entries) : undefined;
+}
+
+function redacted(value: unknown, at: KeyPath): unknown {
+  if (value !== undefined && value !== null && isSecret(at)) return REDACTED;
+  if (Array.isArray(value)) return value.map((one, index) => redacted(one, [...at, index]));
+  if (typeof value !== "object" || value === null) return value;
+  return Object.fromEntries(
+    Object.entries(value).map(([key, one]) => [key, redacted(one, [...at, key])]),
+  );
+}
+
+function* brokenRules(config: Config): Generator<RuleIssue> {
+  const { gateway = {}, hooks = {} } = config;
+  if (gateway.bind === "custom" && gateway.customBindHost === undefined) {
+    yield {
+      path: ["gateway", "bind"],
+      message: '"custom" needs gateway.customBindHost',
+      fix: "set gateway.customBindHost to an IPv4 address of this machine",
+    };
+  }
+  yield* tlsRules(gateway.tls ?? {});
+  yield* remoteRules(gateway.remote ?? {}, ["gateway", "remote"]);
+  for (const [name, remote] of Object.entries(config.remotes ?? {})) {
+    yield* remoteRules(remote, ["remotes", name]);
+  }
+  if (hooks.enabled === true && hooks.token === undefined) {
+    yield {
+      path: ["hooks", "enabled"],
+      message: "hooks.enabled requires hooks.token",
+      fix: "set hooks.token, or set hooks.enabled to false",
+    };
+  }
+  if (hooks.path !== undefined && /^\/*$/.test(hooks.path.trim())) {
+    yield {
+      path: ["hooks", "path"],
+      message: "hooks.path may not be '/'",
+      fix: 'use a path of its own, such as "/hooks"',
+    };
+  }
+  yield* placeholders(config, []);
+}
+
+function* tlsRules(
+  { enabled, autoGenerate, certPath, keyPath }: NonNullable<
+    NonNullable<Config["gateway"]>["tls"]
+  >,
+): Generator<RuleIssue> {
+  const path = ["gateway", "tls"];
+  if (certPath !== undefined && keyPath === undefined) {
+    yield {
+      path: [...path, "certPath"],
+      message: "needs gateway.tls.keyPath",
+      fix: "set gateway.tls.keyPath to the key of this certificate",
+    };
+  }
+  if (keyPath !== undefined && certPath === undefined) {
+    yield {
+      path: [...path, "keyPath"],
+      message: "needs gateway.tls.certPath",
+      fix: "set gateway.tls.certPath to the certificate of this key",
+    };
+  }
+  if (enabled === true && autoGenerate === false && certPath === undefined) {
+    yield {
+      path: [...path, "autoGenerate"],
+      message: "false leaves gateway.tls without a certificate",
+      fix: "set gateway.tls.certPath and gateway.tls.keyPath, or remove autoGenerate",
+    };
+  }
+}
+
+function* remoteRules(
+  { url, tlsFingerprint, transport, sshTarget }: NonNullable<
+    NonNullable<Config["gateway"]>["remote"]
+  >,
+  path: KeyPath,
+): Generator<RuleIssue> {
+  if (tlsFingerprint !== undefined && url !== undefined && !/^wss:/i.test(url)) {
+    yield {
+      path: [...path, "tlsFingerprint"],
+      message: "gateway tls fingerprint requires wss:// gateway url",
+      fix: `let ${formatKey([...path, "url"])} begin with wss://, or remove the fingerprint`,
+    };
+  }
+  if (transport === "ssh" && sshTarget === undefined && url === undefined) {
+    yield {
+      path: [...path, "transport"],
+      message: `"ssh" needs ${formatKey([...path, "sshTarget"])}`,
+      fix: `set ${formatKey([...path, "sshTarget"])} to [user@]host[:port]`,
+    };
+  }
+}
+
+/** A redacted configuration that was written back would lock everybody out. */
+function* placeholders(value: unknown, path: KeyPath): Generator<RuleIssue> {
+  if (value === REDACTED) {
+    yield {
+      path,
+      message: `holds ${REDACTED}, which is shown in place of a secret`,
+      fix: "write the secret itself, or leave this key as it was",
+    };
+  }
+  if (typeof value !== "object" || value === null) return;
+  const isList = Array.isArray(value);
+  for (const [key, one] of Object.entries(value)) {
+    yield* placeholders(one, [...path, isList ? Number(key) : key]);
+  }
+}
+
+/** Text with a rule of its own and an example of what is right. */
+function textLike(example: string, verdict: (text: string) => true | string) {
+  return annotated(rule(nonEmpty(), verdict), { examples: [example] });
+}
+
+/** Optional, with what a reader of the documentation needs. */
+function setting<T>(shape: Shape<T>, description: string, notes: JsonSchema = {}) {
+  return annotated(optional(shape), { description, ...notes });
+}
+
+function secret<T>(shape: Shape<T>, description: string) {
+  return setting(shape, description, { sensitive: true });
+}
+
+/** Settings that belong together. Keys it does not know are kept and ignored. */
+function section<F extends Parameters<typeof open>[0]>(description: string, fields: F) {
+  return setting(open(fields), description);
+}
+
+function isAddressOrRange(text: string): boolean {
+  const [address, bits, ...rest] = text.split("/");
+  if (rest.length > 0) return false;
+  const isV4 = isIpv4(address);
+  if (!isV4 && !(address.includes(":") && isUrl(`http://[${address}]/`, ["http:"]))) return false;
+  return bits === undefined || (/^\d{1,3}$/.test(bits) && Number(bits) <= (isV4 ? 32 : 128));
+}
+
+function isHostName(text: string): boolean {
+  return /^[a-z0-9]([a-z0-9._-]*[a-z0-9])?$/i.test(text);
+}
+
+function isOrigin(text: string): boolean {
+  try {
+    const url = new URL(text);
+    return url.origin !== "null" && url.origin === text.replace(/\/$/, "").toLowerCase();
+  } catch {
+    return false; // not a URL at all
+  }
+}
+
+function isUrl(text: string, protocols: string[]): boolean {
+  try {
+    return protocols.includes(new URL(text).protocol);
+  } catch {
+    return false; // not a URL at all
+  }
+}
+
+function controlUrlVerdict(text: string): true | string {
+  try {
+    const { protocol } = new URL(text);
+    return ["http:", "https:"].includes(protocol) ||
+      `browser.controlUrl must be http(s), got: ${protocol.slice(0, -1)}`;
+  } catch {
+    const port = /^https?:\/\/[^/]*:([^/]*)/i.exec(text)?.[1];
+    return port === undefined
+      ? "must be an http(s) URL"
+      : `browser.controlUrl has invalid port: ${port}`;
+  }
+}
+
+function unquoted(text: string): string | undefined {
+  try {
+    return JSON.parse(text);
+  } catch {
+    return undefined; // an escape JSON does not know
+  }
+}
