@@ -1,0 +1,449 @@
+// Who comes in, with which role, scopes and token (§3.5 steps 5–11, §4, §5). Decides from what it is
+// given; it sends nothing, and every refusal says what is wrong and what mends it (D13).
+
+import type { Buffer } from "node:buffer";
+import { createHash, timingSafeEqual } from "node:crypto";
+import { type ConnectParams, type DeviceProof, isControlUi, isWebchat } from "../rpc/connect.ts";
+import { type ErrorCode, type RefusalDetails, RpcError } from "../rpc/error.ts";
+import {
+  decodeSignature,
+  deviceIdOf,
+  normalizePublicKey,
+  signedText,
+  signedToken,
+  verify,
+} from "../rpc/identity.ts";
+import { ADMIN_SCOPES, type Role } from "../rpc/scope.ts";
+import type { DeviceClaim, DeviceStore, PairingReason, PairingRequest } from "./devices.ts";
+import type { LoginLimiter } from "./limiter.ts";
+import { type Headers, isLoopbackAddress, lastHop, type Provenance } from "./network.ts";
+
+export type AuthMode = "token" | "password" | "none";
+export type AuthMethod = AuthMode | "tailscale" | "device-token";
+
+/** What the admission of one gateway rests on. */
+export interface AdmissionRules {
+  auth: {
+    mode: AuthMode;
+    token?: string;
+    password?: string;
+    allowTailscale: boolean;
+    silentPairing: boolean;
+  };
+  /** `gateway.controlUi.allowInsecureAuth`. */
+  allowInsecureControlUi: boolean;
+  devices: DeviceStore;
+  limiter: LoginLimiter;
+  /** The login that `tailscale whois` names for an address; undefined when it names none. */
+  whois(address: string): Promise<string | undefined>;
+  /** Told of a pairing request before its refusal is sent, and of what became of one. */
+  onPairing(news: PairingNews): void;
+}
+
+export type PairingNews =
+  | { kind: "requested"; request: PairingRequest }
+  | { kind: "superseded"; requestId: string; deviceId: string }
+  | { kind: "approved"; requestId: string; deviceId: string };
+
+/** Somebody at the door. */
+export interface Knock {
+  params: ConnectParams;
+  protocol: number;
+  /** The nonce of this connection's challenge. */
+  nonce: string;
+  provenance: Provenance;
+  headers: Headers;
+  nowMs: number;
+}
+
+export interface Admission {
+  role: Role;
+  scopes: readonly string[];
+  method: AuthMethod;
+  /** Absent for clients without a device. */
+  deviceId?: string;
+  deviceToken?: { token: string; scopes: string[]; issuedAtMs: number };
+}
+
+/** A refused connect: the error response, and the close that follows it. */
+export class Refusal extends RpcError {
+  override name = "Refusal";
+  declare readonly details: RefusalDetails;
+  readonly closeCode: number;
+  readonly closeReason: string;
+  /** Close without a word: too many wrong secrets of this client are still waiting. */
+  readonly isSilent: boolean;
+
+  constructor(
+    code: ErrorCode,
+    message: string,
+    details: RefusalDetails,
+    { closeCode = 1008, closeReason = message, retryAfterMs, isSilent = false }: {
+      closeCode?: number;
+      closeReason?: string;
+      retryAfterMs?: number;
+      isSilent?: boolean;
+    } = {},
+  ) {
+    super(code, message, { details, retryable: details.retryable, retryAfterMs });
+    this.closeCode = closeCode;
+    this.closeReason = closeReason;
+    this.isSilent = isSilent;
+  }
+}
+
+/** A signature made further from now than this is stale (§4.3). */
+export const MAX_CLOCK_SKEW_MS = 600_000;
+
+/**
+ * Lets a client in or says why not.
+ *
+ * @throws {Refusal}
+ */
+export async function admit(knock: Knock, rules: AdmissionRules): Promise<Admission> {
+  const role = readRole(knock.params.role);
+  const scopes = scopesOf(role, knock);
+  const { device } = knock.params;
+  if (!device) checkDeviceless(role, knock, rules);
+  const claim = device && await provenClaim(device, role, scopes, knock);
+  const { method, deviceToken } = await authenticate(claim, knock, rules);
+  if (!claim) return { role, scopes, method };
+  const isExcused = isControlUi(knock.params.client.id) && rules.allowInsecureControlUi &&
+    (method === "token" || method === "password");
+  if (!isExcused) pairIfNeeded(claim, knock, rules);
+  rules.devices.touch(claim);
+  if (deviceToken) return { role, scopes, method, deviceId: claim.deviceId, deviceToken };
+  // A Control UI excused from pairing has no record that could hold a token.
+  const isPaired = !isExcused || rules.devices.pairingReason(claim) === undefined;
+  const issued = isPaired ? rules.devices.issue(claim.deviceId, role, scopes) : undefined;
+  return { role, scopes, method, deviceId: claim.deviceId, ...(issued && { deviceToken: issued }) };
+}
+
+/** Whether a text is the secret; takes the same time whatever it is. */
+export function isSecret(given: string, secret: string): boolean {
+  return timingSafeEqual(digest(given), digest(secret));
+}
+
+/**
+ * Checks a shared secret that came in the field of the mode or, when that is absent, in the other
+ * (§5.3).
+ */
+export function checkSharedSecret(
+  given: { token?: string; password?: string },
+  { mode, token, password }: AdmissionRules["auth"],
+): "ok" | "missing" | "mismatch" | "missing_config" {
+  const secret = mode === "password" ? password : token;
+  if (!secret) return "missing_config";
+  const [first, second] = mode === "password"
+    ? [given.password, given.token]
+    : [given.token, given.password];
+  const presented = first || second;
+  if (!presented) return "missing";
+  return isSecret(presented, secret) ? "ok" : "mismatch";
+}
+
+function readRole(role = "operator"): Role {
+  if (role === "operator" || role === "node") return role;
+  throw new Refusal("INVALID_REQUEST", "invalid role", {
+    code: "INVALID_ROLE",
+    layer: "protocol",
+    retryable: false,
+    fix: "Connect with role operator or node",
+  });
+}
+
+function scopesOf(role: Role, { params, protocol }: Knock): readonly string[] {
+  const asked = params.scopes ?? [];
+  return role === "operator" && protocol === 3 && asked.length === 0 ? ADMIN_SCOPES : asked;
+}
+
+/** §4.6 */
+function checkDeviceless(role: Role, knock: Knock, rules: AdmissionRules) {
+  const { params: { client, auth }, protocol, provenance } = knock;
+  const hasToken = Boolean(auth?.token);
+  const hasSecret = hasToken || Boolean(auth?.password);
+  if (isControlUi(client.id)) {
+    if (rules.allowInsecureControlUi && hasSecret) return;
+    throw new Refusal(
+      "INVALID_REQUEST",
+      "control ui requires HTTPS or localhost (secure context)",
+      {
+        code: "CONTROL_UI_DEVICE_IDENTITY_REQUIRED",
+        layer: "device",
+        retryable: false,
+        fix: "Open the Control UI over https:// or through http://localhost",
+      },
+    );
+  }
+  if (hasToken || (role === "operator" && protocol >= 4 && hasSecret)) return;
+  const isLocalBackend = client.id === "gateway-client" && client.mode === "backend" &&
+    role === "operator" && protocol >= 4 && rules.auth.mode === "none" && provenance.isLocal &&
+    !provenance.hasOrigin;
+  if (isLocalBackend) return;
+  throw new Refusal("NOT_PAIRED", "device identity required", {
+    code: "DEVICE_IDENTITY_REQUIRED",
+    layer: "device",
+    retryable: false,
+    fix: "Connect with a device identity, or with the secret that `zero gateway token` prints on " +
+      "the gateway's host",
+  });
+}
+
+const PROOF_FAILURES = {
+  identity: {
+    message: "device identity mismatch",
+    code: "DEVICE_AUTH_DEVICE_ID_MISMATCH",
+    reason: "device-id-mismatch",
+    fix: "Send the SHA-256 of the raw public key as device.id",
+  },
+  expired: {
+    message: "device signature expired",
+    code: "DEVICE_AUTH_SIGNATURE_EXPIRED",
+    reason: "device-signature-stale",
+    fix: "Set the clock of this machine, or sign with the ts of the challenge",
+  },
+  nonceRequired: {
+    message: "device nonce required",
+    code: "DEVICE_AUTH_NONCE_REQUIRED",
+    reason: "device-nonce-missing",
+    fix: "Wait for connect.challenge and sign its nonce",
+  },
+  nonceMismatch: {
+    message: "device nonce mismatch",
+    code: "DEVICE_AUTH_NONCE_MISMATCH",
+    reason: "device-nonce-mismatch",
+    fix: "Sign the nonce of this connection's challenge",
+  },
+  signature: {
+    message: "device signature invalid",
+    code: "DEVICE_AUTH_SIGNATURE_INVALID",
+    reason: "device-signature",
+    fix: "Sign exactly what is sent: client, role, scopes, token and nonce",
+  },
+  publicKey: {
+    message: "device public key invalid",
+    code: "DEVICE_AUTH_PUBLIC_KEY_INVALID",
+    reason: "device-public-key",
+    fix: "Send the raw Ed25519 public key as base64url",
+  },
+};
+
+/** §4.3 */
+async function provenClaim(
+  device: DeviceProof,
+  role: Role,
+  scopes: readonly string[],
+  { params, protocol, nonce, provenance, nowMs }: Knock,
+): Promise<DeviceClaim> {
+  const fail = (failure: keyof typeof PROOF_FAILURES) => {
+    const { message, code, reason, fix } = PROOF_FAILURES[failure];
+    return new Refusal("INVALID_REQUEST", message, {
+      code,
+      layer: "device",
+      retryable: false,
+      fix,
+      ...(protocol >= 4 && { reason }),
+    });
+  };
+  const publicKey = normalizePublicKey(device.publicKey);
+  if (!publicKey) throw fail("publicKey");
+  if (await deviceIdOf(publicKey) !== device.id) throw fail("identity");
+  if (Math.abs(nowMs - device.signedAt) > MAX_CLOCK_SKEW_MS) throw fail("expired");
+  const given = device.nonce?.trim() ?? "";
+  if (!given && !(protocol === 3 && provenance.isLocal)) throw fail("nonceRequired");
+  if (given && given !== nonce) throw fail("nonceMismatch");
+  const signature = decodeSignature(device.signature);
+  const { client } = params;
+  const fields = {
+    deviceId: device.id,
+    clientId: client.id,
+    clientMode: client.mode,
+    role,
+    scopes: params.scopes,
+    signedAtMs: device.signedAt,
+    token: signedToken(params.auth),
+    nonce: given,
+    platform: client.platform,
+    deviceFamily: client.deviceFamily,
+  };
+  const texts = (given ? [3, 2] as const : [1] as const).map((one) => signedText(one, fields));
+  if (!signature || !await verify(publicKey, signature, ...texts)) throw fail("signature");
+  return {
+    deviceId: device.id,
+    publicKey,
+    role,
+    scopes,
+    displayName: client.displayName,
+    platform: client.platform,
+    clientId: client.id,
+    clientMode: client.mode,
+    ...(!provenance.isLocal && provenance.client && { remoteIp: provenance.client }),
+  };
+}
+
+/** §5.3, with the limiter of D2 around it. */
+async function authenticate(
+  claim: DeviceClaim | undefined,
+  knock: Knock,
+  rules: AdmissionRules,
+): Promise<Pick<Admission, "method" | "deviceToken">> {
+  const { auth: rule, limiter, devices } = rules;
+  const { params: { auth = {} }, provenance } = knock;
+  const isNeverLocked = provenance.isLocalDirect && !provenance.hasOrigin;
+  const lockedForMs = isNeverLocked ? 0 : limiter.lockedForMs(provenance.limiterKey);
+  if (lockedForMs > 0) throw rateLimited(lockedForMs, knock);
+  if (rule.allowTailscale && !provenance.isLocalDirect && await isTailscaleUser(knock, rules)) {
+    return { method: "tailscale" };
+  }
+  if (rule.mode === "none") return { method: "none" };
+  const verdict = checkSharedSecret(auth, rule);
+  if (verdict === "ok") return { method: rule.mode };
+  const candidate = auth.deviceToken || auth.token;
+  if (claim && candidate) {
+    const token = devices.verify(claim, candidate);
+    if (token.ok) {
+      return { method: "device-token", deviceToken: { token: candidate, ...token } };
+    }
+  }
+  const isWrong = verdict === "mismatch" || Boolean(auth.deviceToken);
+  if (isWrong && isNeverLocked) {
+    const isAnswered = await limiter.failLate(provenance.limiterKey);
+    if (!isAnswered) throw unauthorized("mismatch", knock, rule.mode, { isSilent: true });
+  } else if (isWrong) {
+    limiter.fail(provenance.limiterKey);
+  }
+  throw unauthorized(isWrong ? "mismatch" : verdict, knock, rule.mode);
+}
+
+/** D3: the headers count only as far as `tailscale whois` confirms them. */
+async function isTailscaleUser({ headers, provenance }: Knock, rules: AdmissionRules) {
+  const login = headers["tailscale-user-login"];
+  const hasAll = ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"]
+    .every((name) => headers[name] !== undefined);
+  const address = lastHop(headers);
+  if (typeof login !== "string" || login === "" || !hasAll || !address) return false;
+  if (!isLoopbackAddress(provenance.peer)) return false;
+  return await rules.whois(address) === login;
+}
+
+function pairIfNeeded(
+  claim: DeviceClaim,
+  { params, protocol, provenance }: Knock,
+  rules: AdmissionRules,
+) {
+  const { devices, onPairing } = rules;
+  const reason = devices.pairingReason(claim);
+  if (!reason) return;
+  const isBrowserOfOurs = isControlUi(params.client.id) || isWebchat(params.client);
+  const isSilent = provenance.isLocal && rules.auth.silentPairing &&
+    (!provenance.hasOrigin || isBrowserOfOurs);
+  if (isSilent) {
+    devices.pair(claim);
+    onPairing({ kind: "approved", requestId: crypto.randomUUID(), deviceId: claim.deviceId });
+    return;
+  }
+  const approved = devices.find(claim.deviceId);
+  const { request, isNew, superseded } = devices.request(claim);
+  if (superseded) {
+    onPairing({ kind: "superseded", requestId: superseded, deviceId: claim.deviceId });
+  }
+  if (isNew) onPairing({ kind: "requested", request });
+  throw pairingRequired(request, reason, protocol, approved);
+}
+
+const REQUIREMENTS: Record<PairingReason, string> = {
+  "not-paired": "device is not approved yet",
+  "role-upgrade": "device is asking for a higher role than currently approved",
+  "scope-upgrade": "device is asking for more scopes than currently approved",
+};
+
+function pairingRequired(
+  { requestId, deviceId, role, scopes }: PairingRequest,
+  reason: PairingReason,
+  protocol: number,
+  approved: { roles: string[]; scopes: string[] } | undefined,
+): Refusal {
+  const fix = `On the gateway's host: zero call device.pair.approve '{"requestId":"${requestId}"}'`;
+  const details: RefusalDetails = {
+    code: "PAIRING_REQUIRED",
+    layer: "pairing",
+    retryable: true,
+    fix,
+    requestId,
+  };
+  if (protocol === 3) return new Refusal("NOT_PAIRED", "pairing required", details);
+  const message = `pairing required: ${REQUIREMENTS[reason]}`;
+  return new Refusal("NOT_PAIRED", message, {
+    ...details,
+    reason,
+    remediationHint: fix,
+    deviceId,
+    requestedRole: role,
+    requestedScopes: scopes,
+    ...(approved && { approvedRoles: approved.roles, approvedScopes: approved.scopes }),
+  }, { closeReason: `${message} (requestId: ${requestId})` });
+}
+
+function rateLimited(retryAfterMs: number, { protocol }: Knock): Refusal {
+  const message = protocol === 3
+    ? "unauthorized"
+    : "unauthorized: too many failed authentication attempts (retry later)";
+  return new Refusal("INVALID_REQUEST", message, {
+    code: "AUTH_RATE_LIMITED",
+    layer: "auth",
+    retryable: false,
+    retryAfterMs,
+    fix: `Wait ${Math.ceil(retryAfterMs / 1_000)} s, then connect with the right secret`,
+    ...(protocol >= 4 && {
+      authReason: "rate_limited",
+      canRetryWithDeviceToken: false,
+      recommendedNextStep: "wait_then_retry",
+    }),
+  }, { retryAfterMs });
+}
+
+/** §5.4 */
+function unauthorized(
+  verdict: "missing" | "mismatch" | "missing_config",
+  { params: { client, device, auth }, protocol }: Knock,
+  mode: "token" | "password",
+  { isSilent = false } = {},
+): Refusal {
+  const hint = client.mode === "cli"
+    ? `set gateway.remote.${mode} to match gateway.auth.${mode}`
+    : isControlUi(client.id) || isWebchat(client)
+    ? mode === "token"
+      ? "open a tokenized dashboard URL or paste token in Control UI settings"
+      : "enter the password in Control UI settings"
+    : `provide gateway auth ${mode}`;
+  const message = verdict === "missing_config"
+    ? `unauthorized: gateway ${mode} not configured on gateway (set gateway.auth.${mode})`
+    : `unauthorized: gateway ${mode} ${verdict} (${hint})`;
+  const suffix = { missing: "MISSING", mismatch: "MISMATCH", missing_config: "NOT_CONFIGURED" };
+  const canRetryWithDeviceToken = mode === "token" && verdict === "mismatch" &&
+    device !== undefined && !auth?.deviceToken;
+  const where = mode === "token"
+    ? "`zero gateway token` on the gateway's host prints the right one"
+    : "the gateway's host has it in gateway.auth.password or ZERO_GATEWAY_PASSWORD";
+  return new Refusal("INVALID_REQUEST", message, {
+    code: `AUTH_${mode.toUpperCase()}_${suffix[verdict]}`,
+    layer: "auth",
+    retryable: false,
+    fix: verdict === "missing_config"
+      ? `On the gateway's host: zero config set gateway.auth.${mode} <${mode}>`
+      : `Pass the gateway's ${mode} (--${mode === "token" ? "token-file" : mode}): ${where}`,
+    ...(protocol >= 4 && {
+      authReason: `${mode}_${verdict}`,
+      canRetryWithDeviceToken,
+      recommendedNextStep: canRetryWithDeviceToken
+        ? "retry_with_device_token"
+        : verdict === "missing_config"
+        ? "update_auth_configuration"
+        : "update_auth_credentials",
+    }),
+  }, { isSilent });
+}
+
+function digest(text: string): Buffer {
+  return createHash("sha256").update(text).digest();
+}

@@ -1,0 +1,468 @@
+// One accepted socket, from the upgrade to the close: handshake, then requests and events, in native
+// frames or as JSON-RPC (§1–3). Who gets in is decided in admission.ts, what a call does in rpc/.
+
+import type { IncomingMessage } from "node:http";
+// @ts-types="npm:@types/ws@8.18.1"
+import type { WebSocket } from "ws";
+import type { Buffer } from "node:buffer";
+import type { Socket } from "node:net";
+import { type ClientInfo, ConnectParams, negotiate } from "../rpc/connect.ts";
+import { invalidParams, type Outcome } from "../rpc/dispatch.ts";
+import {
+  closeReason,
+  encodeError,
+  encodeEvent,
+  encodeResponse,
+  encodeResponseJson,
+  MAX_BUFFERED_BYTES,
+  MAX_PAYLOAD_BYTES,
+  MAX_PREAUTH_BYTES,
+  readRequest,
+} from "../rpc/frame.ts";
+import {
+  answerJsonRpc,
+  encodeAnswer,
+  encodeResultJson,
+  isJsonRpc,
+  type JsonRpcId,
+  readCall,
+} from "../rpc/jsonrpc.ts";
+import type { Role } from "../rpc/scope.ts";
+import { problems } from "../rpc/shape.ts";
+import { type Admission, admit, Refusal } from "./admission.ts";
+import type { PreparedEvent, Subscriber } from "./events.ts";
+import type { Call, Gateway } from "./gateway.ts";
+import { LARGE_MESSAGE_BYTES } from "./memory.ts";
+import type { Headers, Provenance } from "./network.ts";
+
+type Phase = "waiting" | "connecting" | "open" | "closing";
+
+/** A connection refused this many calls within the window is closed (D16). */
+const MAX_REFUSED_CALLS = 50;
+const REFUSED_WINDOW_MS = 60_000;
+/** A peer that is given up has this long to read its close frame. */
+const LAST_WORD_MS = 500;
+
+export class Connection implements Subscriber {
+  readonly id = crypto.randomUUID();
+  readonly closed: Promise<void>;
+  /** On the monotonic clock; the handshake deadline counts from here. */
+  openedAtMs = performance.now();
+  role: Role = "operator";
+  scopes: readonly string[] = [];
+  deviceId?: string;
+  client?: ClientInfo;
+
+  readonly #gateway: Gateway;
+  readonly #socket: WebSocket;
+  /** What `socket` reads from and writes to. */
+  readonly #stream: Socket;
+  readonly #provenance: Provenance;
+  readonly #nonce = crypto.randomUUID();
+  #headers?: Headers;
+  #phase: Phase = "waiting";
+  #isJsonRpc = false;
+  #call?: Call;
+  #protocol = 3;
+  #seq = 0;
+  #isAlive = true;
+  #presenceKey?: string;
+  /** Frames that came behind the connect, until it is decided. */
+  #early: string[] = [];
+  #earlyBytes = 0;
+  #refusedCalls = 0;
+  #refusedSinceMs = 0;
+
+  constructor(
+    gateway: Gateway,
+    socket: WebSocket,
+    request: IncomingMessage,
+    provenance: Provenance,
+  ) {
+    this.#stream = request.socket;
+    this.#gateway = gateway;
+    this.#socket = socket;
+    this.#headers = request.headers;
+    this.#provenance = provenance;
+    this.closed = new Promise((resolve) =>
+      socket.on("close", () => {
+        this.#end();
+        resolve();
+      })
+    );
+    socket.on("error", (error) => this.#giveUp(error));
+    socket.on("message", (data: Buffer, isBinary: boolean) => this.#receive(data, isBinary));
+    socket.on("pong", () => this.#isAlive = true);
+    gateway.connections.await(this);
+    const challenge = { nonce: this.#nonce, ts: Date.now(), gatewayId: gateway.id };
+    socket.send(encodeEvent("connect.challenge", challenge));
+  }
+
+  /** Has not even said connect. */
+  get isSilent(): boolean {
+    return this.#phase === "waiting";
+  }
+
+  get bufferedBytes(): number {
+    return this.#socket.bufferedAmount;
+  }
+
+  nextSeq(): number {
+    return ++this.#seq;
+  }
+
+  deliver(event: PreparedEvent, seq: number) {
+    if (this.#phase !== "open") return;
+    const bytes = this.#isJsonRpc ? event.notification() : event.frame(seq);
+    this.#socket.send(bytes, { binary: false });
+  }
+
+  /** An event for this connection alone, without a number. */
+  sendEvent(name: string, payload: unknown) {
+    if (this.#phase !== "open") return;
+    this.#send(
+      this.#isJsonRpc
+        ? JSON.stringify({ jsonrpc: "2.0", method: name, params: payload })
+        : encodeEvent(name, payload),
+    );
+  }
+
+  closeAsSlow() {
+    this.#gateway.log.warn("closed a slow consumer", {
+      connId: this.id,
+      client: this.client?.id,
+      bufferedBytes: this.bufferedBytes,
+    });
+    this.close(1008, "slow consumer");
+  }
+
+  close(code: number, reason: string) {
+    if (this.#phase === "closing") return;
+    this.#phase = "closing";
+    this.#socket.close(code, closeReason(reason));
+  }
+
+  /** Drops the socket without a close frame. */
+  terminate() {
+    this.#phase = "closing";
+    this.#socket.terminate();
+  }
+
+  /** The handshake took too long. */
+  expire() {
+    this.#gateway.log.debug("handshake timeout", { connId: this.id });
+    this.close(1000, "");
+  }
+
+  /** Drops a peer that sent nothing since the last ping, and pings it otherwise. */
+  checkAlive() {
+    if (!this.#isAlive) {
+      this.#gateway.log.info("dropped a silent peer", { connId: this.id, client: this.client?.id });
+      return this.terminate();
+    }
+    this.#isAlive = false;
+    this.#socket.ping();
+  }
+
+  #receive(data: Buffer, isBinary: boolean) {
+    this.#isAlive = true;
+    if (data.length >= LARGE_MESSAGE_BYTES) {
+      // The pieces it came in, before it is copied once more; later, all of it.
+      this.#gateway.garbage.now();
+      this.#gateway.garbage.soon();
+    }
+    // Binary frames are voice audio, which is not spoken here (§1).
+    if (isBinary || this.#phase === "closing") return;
+    const text = data.toString();
+    if (this.#phase === "open") return this.#serve(text);
+    if (this.#phase === "connecting") return this.#keepForLater(text);
+    this.#phase = "connecting";
+    this.#handshake(text).catch((error) => {
+      this.#gateway.log.error("handshake failed", { connId: this.id, error: String(error) });
+      this.close(1011, "internal error");
+    });
+  }
+
+  #keepForLater(text: string) {
+    this.#earlyBytes += text.length;
+    if (this.#earlyBytes > MAX_PREAUTH_BYTES) this.close(1009, "preauth payload too large");
+    else this.#early.push(text);
+  }
+
+  async #handshake(text: string) {
+    const first = readFirst(text);
+    if (typeof first === "string") {
+      return this.close(first === "" ? 1000 : 1008, first);
+    }
+    this.#isJsonRpc = first.isJsonRpc;
+    try {
+      if (first.method !== "connect") throw notConnect();
+      const { params, protocol } = this.#readParams(first.params);
+      this.#protocol = protocol;
+      const admission = await admit({
+        params,
+        protocol,
+        nonce: this.#nonce,
+        provenance: this.#provenance,
+        headers: this.#headers ?? {},
+        nowMs: Date.now(),
+      }, this.#gateway.admission);
+      if (this.#isGone()) return;
+      const json = this.#enter(params, admission);
+      this.#send(
+        first.isJsonRpc
+          ? encodeResultJson(first.id as JsonRpcId, json)
+          : encodeResponseJson(first.id as string, json),
+      );
+      this.#settleIn();
+    } catch (error) {
+      if (!(error instanceof Refusal)) throw error;
+      if (error.isSilent || this.#isGone()) return this.terminate();
+      this.#logRefusal(error);
+      this.#answerConnect(first.id, error);
+      this.close(error.closeCode, error.closeReason);
+    }
+  }
+
+  #readParams(given: unknown): { params: ConnectParams; protocol: number } {
+    const raw = (typeof given === "object" && given !== null ? given : {}) as ConnectParams;
+    const wanted = Number(raw.maxProtocol);
+    // Until a version is agreed on, the highest the client offers says how strict to be.
+    this.#protocol = wanted >= 4 ? 4 : 3;
+    const found = problems(given ?? {}, ConnectParams, { ignoreUnknown: wanted >= 4 });
+    if (found.length > 0) {
+      const { message } = invalidParams("connect", found);
+      throw new Refusal("INVALID_REQUEST", message, {
+        code: "INVALID_CONNECT_PARAMS",
+        layer: "protocol",
+        retryable: false,
+        fix: "Send connect.params as protocol 3 or 4 describes them",
+      });
+    }
+    const protocol = negotiate(raw.minProtocol, raw.maxProtocol);
+    if (protocol === undefined) throw versionMismatch(raw.minProtocol, raw.maxProtocol);
+    return { params: raw, protocol };
+  }
+
+  /** Becomes a member: from here on there are calls and events. @returns hello-ok as JSON text */
+  #enter({ client, device }: ConnectParams, admission: Admission): string {
+    const gateway = this.#gateway;
+    this.role = admission.role;
+    this.scopes = admission.scopes;
+    this.deviceId = admission.deviceId;
+    this.client = client;
+    this.#call = {
+      gateway,
+      caller: {
+        role: admission.role,
+        scopes: admission.scopes,
+        protocol: this.#protocol,
+        connId: this.id,
+        client,
+        ...(admission.deviceId && { deviceId: admission.deviceId }),
+        isSharedSecret: !device &&
+          (admission.method === "token" || admission.method === "password"),
+      },
+    };
+    if (client.mode !== "cli") {
+      this.#presenceKey = admission.deviceId ?? client.instanceId ?? this.id;
+      const { isLocal, client: ip } = this.#provenance;
+      gateway.presence.join(this.#presenceKey, {
+        host: client.displayName ?? client.id,
+        ip: isLocal ? undefined : ip,
+        version: client.version,
+        platform: client.platform,
+        deviceFamily: client.deviceFamily,
+        modelIdentifier: client.modelIdentifier,
+        mode: client.mode,
+        deviceId: admission.deviceId,
+        roles: [admission.role],
+        scopes: [...admission.scopes],
+        instanceId: client.instanceId,
+      });
+      gateway.presenceNews.schedule();
+    }
+    gateway.log.info("connected", {
+      connId: this.id,
+      client: client.id,
+      mode: client.mode,
+      role: admission.role,
+      protocol: this.#protocol,
+      method: admission.method,
+      ip: this.#provenance.client ?? this.#provenance.peer,
+    });
+    return gateway.hello.json(this.id, this.#protocol, admission);
+  }
+
+  /** After hello-ok is on its way. */
+  #settleIn() {
+    const gateway = this.#gateway;
+    this.#phase = "open";
+    raisePayloadLimit(this.#socket);
+    gateway.connections.admit(this);
+    this.#headers = undefined;
+    gateway.healthNews.schedule();
+    if (this.role === "node") {
+      this.sendEvent("voicewake.changed", { triggers: gateway.voicewake.triggers });
+    }
+    const early = this.#early;
+    this.#early = [];
+    for (const text of early) if (!this.#isGone()) this.#serve(text);
+  }
+
+  #serve(text: string) {
+    if (this.#isJsonRpc) return this.#serveJsonRpc(text);
+    let frame: unknown;
+    try {
+      frame = JSON.parse(text);
+    } catch {
+      return this.#gateway.log.warn("ignored a frame that is no JSON", { connId: this.id });
+    }
+    const request = readRequest(frame);
+    if ("problem" in request) {
+      const message = `invalid request frame: ${request.problem}`;
+      return this.#send(encodeError(request.id, { code: "INVALID_REQUEST", message }));
+    }
+    const outcome = this.#gateway.dispatcher.dispatch(request.method, request.params, this.#call!);
+    if (outcome instanceof Promise) outcome.then((later) => this.#answer(request.id, later));
+    else this.#answer(request.id, outcome);
+  }
+
+  #serveJsonRpc(text: string) {
+    const dispatcher = this.#gateway.dispatcher;
+    answerJsonRpc(text, async ({ method, params }) => {
+      const outcome = await dispatcher.dispatch(method, params, this.#call!);
+      this.#note(outcome);
+      return outcome;
+    }).then((answer) => answer !== undefined && this.#send(answer));
+  }
+
+  #answer(id: string, outcome: Outcome) {
+    this.#send(
+      outcome.ok
+        ? encodeResponse(id, outcome.payload)
+        : encodeError(id, outcome.error.toWire(this.#protocol)),
+    );
+    this.#note(outcome);
+  }
+
+  #answerConnect(id: string | JsonRpcId, error: Refusal) {
+    this.#send(
+      this.#isJsonRpc
+        ? encodeAnswer(id as JsonRpcId, { ok: false, error, refused: true })
+        : encodeError(id as string, error.toWire(this.#protocol)),
+    );
+  }
+
+  /** Counts calls that were not let through, and ends a connection that does not stop (D16). */
+  #note(outcome: Outcome) {
+    if (outcome.ok || !outcome.refused) return;
+    const now = performance.now();
+    if (now - this.#refusedSinceMs > REFUSED_WINDOW_MS) {
+      this.#refusedSinceMs = now;
+      this.#refusedCalls = 0;
+    }
+    this.#gateway.log.warn("refused a call", {
+      connId: this.id,
+      client: this.client?.id,
+      reason: outcome.error.message.slice(0, 200),
+    });
+    if (++this.#refusedCalls >= MAX_REFUSED_CALLS) this.close(1008, "repeated unauthorized calls");
+  }
+
+  #send(text: string) {
+    if (this.#socket.readyState !== this.#socket.OPEN) return;
+    this.#socket.send(text);
+    if (this.bufferedBytes > MAX_BUFFERED_BYTES && this.#phase === "open") this.closeAsSlow();
+  }
+
+  #isGone(): boolean {
+    return this.#phase === "closing" || this.#socket.readyState !== this.#socket.OPEN;
+  }
+
+  /**
+   * A peer that broke the rules of WebSocket: `ws` has sent the close frame that says which. Nothing
+   * more is read from it, or what it goes on sending would pass through memory (D1).
+   */
+  #giveUp(error: Error) {
+    this.#gateway.log.debug("socket error", { connId: this.id, error: error.message });
+    this.#phase = "closing";
+    this.#gateway.garbage.soon();
+    setImmediate(() => this.#stream.pause());
+    setTimeout(() => this.terminate(), LAST_WORD_MS);
+  }
+
+  #logRefusal({ details, message }: Refusal) {
+    this.#gateway.log.warn("refused a connect", {
+      code: details.code,
+      reason: message.slice(0, 200),
+      connId: this.id,
+      ip: this.#provenance.client ?? this.#provenance.peer,
+    });
+  }
+
+  #end() {
+    const gateway = this.#gateway;
+    this.#phase = "closing";
+    gateway.connections.remove(this);
+    if (this.#call) {
+      gateway.log.info("disconnected", { connId: this.id, client: this.client?.id });
+    }
+    if (this.#presenceKey === undefined) return;
+    gateway.presence.leave(this.#presenceKey);
+    gateway.presenceNews.schedule();
+  }
+}
+
+type First = { isJsonRpc: boolean; id: string | JsonRpcId; method: string; params?: unknown };
+
+/** Reads the first frame. @returns the reason to close with instead */
+function readFirst(text: string): First | string {
+  let frame: unknown;
+  try {
+    frame = JSON.parse(text);
+  } catch {
+    return "";
+  }
+  if (isJsonRpc(frame)) {
+    const call = readCall(frame);
+    if ("problem" in call) return "invalid request frame";
+    return { isJsonRpc: true, ...call, id: call.id ?? null };
+  }
+  const request = readRequest(frame);
+  if ("problem" in request) return "invalid request frame";
+  return { isJsonRpc: false, ...request };
+}
+
+function notConnect(): Refusal {
+  const message = "invalid handshake: first request must be connect";
+  return new Refusal("INVALID_REQUEST", message, {
+    code: "CONNECT_REQUIRED",
+    layer: "protocol",
+    retryable: false,
+    fix: "Answer connect.challenge with the method connect before anything else",
+  });
+}
+
+/** §3.4 */
+function versionMismatch(clientMinProtocol: number, clientMaxProtocol: number): Refusal {
+  const isTooOld = clientMaxProtocol < 3;
+  return new Refusal("INVALID_REQUEST", "protocol mismatch", {
+    code: "PROTOCOL_MISMATCH",
+    layer: "protocol",
+    retryable: false,
+    fix: isTooOld
+      ? "Update this client: the gateway speaks protocol 3 and 4"
+      : "Let this client speak protocol 4, or update the gateway",
+    expectedProtocol: isTooOld ? 3 : 4,
+    clientMinProtocol,
+    clientMaxProtocol,
+    minimumProbeProtocol: 3,
+  }, { closeCode: 1002 });
+}
+
+/** `ws` fixes the limit when the socket is made; strangers get 64 KiB, members the full size (D1). */
+function raisePayloadLimit(socket: WebSocket) {
+  const { _receiver: receiver } = socket as unknown as { _receiver: { _maxPayload: number } };
+  receiver._maxPayload = MAX_PAYLOAD_BYTES;
+}

@@ -1,0 +1,104 @@
+// Every socket of the gateway: those still at the door and those that are in. One clock serves them
+// all: handshake deadlines, pings, ticks.
+
+import type { Log } from "../config/log.ts";
+import { HANDSHAKE_TIMEOUT_MS, TICK_INTERVAL_MS } from "../rpc/frame.ts";
+import type { Connection } from "./connection.ts";
+import type { EventHub } from "./events.ts";
+
+/** How often deadlines are looked at. */
+const SWEEP_MS = 500;
+/** An idle connection is pinged this often; proxies cut at 60 s. */
+const PING_INTERVAL_MS = 20_000;
+/** Sockets at the door; beyond it the oldest silent one makes room for the newcomer. */
+const MAX_WAITING = 8_192;
+
+export class Connections {
+  readonly #events: EventHub;
+  readonly #log: Log;
+  /** In the order they came, which is the order of their deadlines. */
+  readonly #waiting = new Set<Connection>();
+  readonly #open = new Map<string, Connection>();
+  readonly #timer: ReturnType<typeof setInterval>;
+  #sweptAtMs = performance.now();
+  #pingedAtMs = performance.now();
+  #tickedAtMs = performance.now();
+
+  constructor(events: EventHub, log: Log) {
+    this.#events = events;
+    this.#log = log;
+    this.#timer = setInterval(() => this.#sweep(), SWEEP_MS);
+  }
+
+  /** A socket that has just been upgraded. */
+  await(connection: Connection) {
+    this.#waiting.add(connection);
+    if (this.#waiting.size <= MAX_WAITING) return;
+    for (const oldest of this.#waiting) {
+      if (!oldest.isSilent) continue;
+      this.#log.warn("dropped the oldest silent connection", { waiting: this.#waiting.size });
+      oldest.terminate();
+      return;
+    }
+  }
+
+  /** A connection that got through the handshake. */
+  admit(connection: Connection) {
+    this.#waiting.delete(connection);
+    this.#open.set(connection.id, connection);
+    this.#events.add(connection);
+  }
+
+  remove(connection: Connection) {
+    this.#waiting.delete(connection);
+    if (this.#open.delete(connection.id)) this.#events.remove(connection);
+  }
+
+  /** Connections that are in. */
+  [Symbol.iterator](): IterableIterator<Connection> {
+    return this.#open.values();
+  }
+
+  get size(): number {
+    return this.#open.size;
+  }
+
+  /** Closes the connections of a device, of one role of it if that is given. */
+  closeDevice(deviceId: string, reason: string, role?: string) {
+    for (const connection of this.#open.values()) {
+      if (connection.deviceId !== deviceId) continue;
+      if (role === undefined || connection.role === role) connection.close(4001, reason);
+    }
+  }
+
+  /** Says goodbye to everybody and resolves when all are gone, or after `graceMs` by force. */
+  async closeAll(code: number, reason: string, graceMs: number) {
+    clearInterval(this.#timer);
+    const all = [...this.#waiting, ...this.#open.values()];
+    for (const connection of all) connection.close(code, reason);
+    let timer: ReturnType<typeof setTimeout> | undefined;
+    const grace = new Promise<void>((resolve) => timer = setTimeout(resolve, graceMs));
+    await Promise.race([Promise.all(all.map((connection) => connection.closed)), grace]);
+    clearTimeout(timer);
+    for (const connection of all) connection.terminate();
+  }
+
+  #sweep() {
+    const now = performance.now();
+    // A stall of our own must not expire anybody's deadline.
+    const stallMs = Math.max(0, now - this.#sweptAtMs - 2 * SWEEP_MS);
+    this.#sweptAtMs = now;
+    for (const connection of this.#waiting) {
+      if (stallMs > 0) connection.openedAtMs += stallMs;
+      else if (now - connection.openedAtMs < HANDSHAKE_TIMEOUT_MS) break;
+      else connection.expire();
+    }
+    if (now - this.#tickedAtMs >= TICK_INTERVAL_MS) {
+      this.#tickedAtMs += TICK_INTERVAL_MS;
+      this.#events.publish("tick", { ts: Date.now() });
+    }
+    if (stallMs > 0 || now - this.#pingedAtMs < PING_INTERVAL_MS) return;
+    this.#pingedAtMs = now;
+    for (const connection of this.#open.values()) connection.checkAlive();
+  }
+}

@@ -1,0 +1,86 @@
+// The gateway as its parts see each other: what a handler is given, and `method` bound to it.
+
+import type { ConfigReading } from "../config/load.ts";
+import type { Log } from "../config/log.ts";
+import type { Paths } from "../config/paths.ts";
+import type { GatewaySettings } from "../config/settings.ts";
+import type { ClientInfo } from "../rpc/connect.ts";
+import type { Dispatcher } from "../rpc/dispatch.ts";
+import type { CallContext, Method, MethodSpec, Requester } from "../rpc/method.ts";
+import type { AdmissionRules } from "./admission.ts";
+import type { Connections } from "./connections.ts";
+import type { DeviceStore } from "./devices.ts";
+import type { Coalescer, EventHub } from "./events.ts";
+import type { HealthMonitor } from "./health.ts";
+import type { Hello } from "./hello.ts";
+import type { Collector } from "./memory.ts";
+import type { NameRules, Surroundings } from "./network.ts";
+import type { Presence } from "./presence.ts";
+import type { SystemEvents } from "./system_events.ts";
+import type { VoiceWake } from "./voicewake.ts";
+
+/** Everything that one run of the gateway is made of. */
+export interface Gateway {
+  readonly version: string;
+  /** Random, kept in the state directory; clients keep their tokens under it (D15). */
+  readonly id: string;
+  readonly startedAtMs: number;
+  readonly paths: Paths;
+  /** What this run was started with. A change of these is a restart. */
+  readonly settings: GatewaySettings;
+  /** The configuration file as last read; always valid. */
+  readonly config: CurrentConfig;
+  readonly log: Log;
+  /** Where the log goes, for `logs.tail`. */
+  readonly logFile: string;
+  readonly surroundings: Surroundings;
+  readonly names: NameRules;
+  readonly admission: AdmissionRules;
+  readonly devices: DeviceStore;
+  readonly events: EventHub;
+  readonly connections: Connections;
+  readonly presence: Presence;
+  readonly presenceNews: Coalescer;
+  readonly health: HealthMonitor;
+  readonly healthNews: Coalescer;
+  readonly hello: Hello;
+  readonly systemEvents: SystemEvents;
+  readonly voicewake: VoiceWake;
+  readonly heartbeats: { areEnabled: boolean };
+  readonly dispatcher: Dispatcher<Call>;
+  readonly garbage: Collector;
+  /** Whether calls are being served: not while starting or stopping. */
+  readonly isReady: boolean;
+  /**
+   * Makes a configuration that was just written the current one, now instead of when the file is
+   * next looked at.
+   *
+   * @returns whether it takes a restart, which then happens after the delay
+   */
+  adoptConfig(reading: ConfigReading, reason: string, delayMs: number): boolean;
+}
+
+export interface CurrentConfig {
+  readonly reading: ConfigReading;
+}
+
+/** Who calls. */
+export interface Caller extends Requester {
+  connId: string;
+  client: ClientInfo;
+  deviceId?: string;
+  /** Whether the shared secret let it in, and no device stands behind it. */
+  isSharedSecret: boolean;
+}
+
+export interface Call extends CallContext {
+  gateway: Gateway;
+  caller: Caller;
+}
+
+/** An entry of the method table; its handler's types come from its shapes. */
+export function method<Params, Result>(
+  spec: MethodSpec<Call, Params, Result>,
+): Method<Call> {
+  return spec;
+}

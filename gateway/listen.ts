@@ -1,0 +1,129 @@
+// The one port: plain HTTP and WebSocket upgrades, on every address the gateway is bound to. Host and
+// Origin are judged before anything else is looked at (D5).
+
+import { createServer, type IncomingMessage, type Server } from "node:http";
+import type { AddressInfo, Socket } from "node:net";
+import type { Duplex } from "node:stream";
+import type { Buffer } from "node:buffer";
+import { getRequestListener } from "@hono/node-server";
+// @ts-types="npm:@types/ws@8.18.1"
+import { WebSocketServer } from "ws";
+import { HANDSHAKE_TIMEOUT_MS, MAX_PREAUTH_BYTES } from "../rpc/frame.ts";
+import { createApp } from "./app.ts";
+import { Connection } from "./connection.ts";
+import type { Gateway } from "./gateway.ts";
+import { judgeNames, provenanceOf } from "./network.ts";
+
+/** How long a peer has for its close frame; then the socket is dropped. */
+const CLOSE_TIMEOUT_MS = 10_000;
+const KEEP_ALIVE_MS = 5_000;
+const STATUS_TEXT = { 403: "Forbidden", 421: "Misdirected Request", 503: "Service Unavailable" };
+
+export interface Listener extends AsyncDisposable {
+  port: number;
+  /** The addresses it listens on. */
+  hosts: string[];
+}
+
+/**
+ * Listens on the first host, and on the others as far as they can be had.
+ *
+ * @param port 0 for any
+ * @throws {Error} with `code` EADDRINUSE and the like, when the first host cannot be had
+ */
+export async function listen(
+  gateway: Gateway,
+  [first, ...others]: readonly string[],
+  port: number,
+): Promise<Listener> {
+  const servers: Server[] = [];
+  const sockets = new Set<Socket>();
+  const listenOn = async (host: string, wanted: number) => {
+    const server = createGatewayServer(gateway, sockets);
+    await new Promise<void>((resolve, reject) => {
+      server.once("error", reject);
+      server.listen({ host, port: wanted, backlog: 4_096 }, resolve);
+    });
+    servers.push(server);
+    return (server.address() as AddressInfo).port;
+  };
+  const actual = await listenOn(first, port);
+  const hosts = [first];
+  for (const host of others) {
+    try {
+      await listenOn(host, actual);
+      hosts.push(host);
+    } catch (error) {
+      gateway.log.info("cannot also listen there", { host, error: (error as Error).message });
+    }
+  }
+  return {
+    port: actual,
+    hosts,
+    async [Symbol.asyncDispose]() {
+      const closed = servers.map((server) =>
+        new Promise<void>((resolve) => server.close(() => resolve()))
+      );
+      for (const socket of sockets) socket.destroy();
+      await Promise.all(closed);
+    },
+  };
+}
+
+function createGatewayServer(gateway: Gateway, sockets: Set<Socket>): Server {
+  const answer = getRequestListener(createApp(gateway).fetch, { overrideGlobalObjects: false });
+  const upgrader = new WebSocketServer(
+    {
+      noServer: true,
+      clientTracking: false,
+      perMessageDeflate: false,
+      maxPayload: MAX_PREAUTH_BYTES,
+      handleProtocols: () => false,
+      closeTimeout: CLOSE_TIMEOUT_MS,
+      // `ws` has the option; its published types do not yet.
+    } as ConstructorParameters<typeof WebSocketServer>[0],
+  );
+
+  const server = createServer((request, response) => {
+    const verdict = judgeNames(request.headers, gateway.names);
+    if (verdict.allowed) return void answer(request, response);
+    response.writeHead(verdict.status, { "Content-Type": "text/plain", Connection: "close" });
+    response.end(`${verdict.message}\n`);
+  });
+  server.headersTimeout = HANDSHAKE_TIMEOUT_MS;
+  server.requestTimeout = 5 * HANDSHAKE_TIMEOUT_MS;
+  server.keepAliveTimeout = KEEP_ALIVE_MS;
+  server.on("connection", (socket: Socket) => {
+    sockets.add(socket);
+    socket.on("close", () => sockets.delete(socket));
+  });
+  // A peer that speaks no HTTP gets no answer; without this it would be reported over and over.
+  server.on("clientError", (_error: Error, socket: Duplex) => socket.destroy());
+  server.on("upgrade", (request: IncomingMessage, socket: Duplex, head: Buffer) => {
+    socket.on("error", () => socket.destroy());
+    const verdict = judgeNames(request.headers, gateway.names);
+    if (!verdict.allowed) return refuse(socket, verdict.status, verdict.message);
+    if (!gateway.isReady) return refuse(socket, 503, "The gateway is stopping");
+    const { searchParams } = new URL(request.url ?? "/", "http://gateway");
+    if (searchParams.has("token")) {
+      return refuse(socket, 403, "Secrets do not belong in URLs; send the token in connect.params");
+    }
+    const provenance = provenanceOf(
+      request.socket.remoteAddress,
+      request.headers,
+      gateway.surroundings,
+    );
+    upgrader.handleUpgrade(request, socket, head, (webSocket) => {
+      new Connection(gateway, webSocket, request, provenance);
+    });
+  });
+  return server;
+}
+
+function refuse(socket: Duplex, status: 403 | 421 | 503, message: string) {
+  const body = `${message}\n`;
+  socket.end(
+    `HTTP/1.1 ${status} ${STATUS_TEXT[status]}\r\nContent-Type: text/plain\r\n` +
+      `Content-Length: ${body.length}\r\nConnection: close\r\n\r\n${body}`,
+  );
+}

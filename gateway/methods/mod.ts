@@ -1,0 +1,17 @@
+// The method table: every method there is, one family a file.
+
+import type { Method } from "../../rpc/method.ts";
+import type { Call } from "../gateway.ts";
+import { configMethods } from "./config.ts";
+import { deviceMethods } from "./device.ts";
+import { gatewayMethods } from "./gateway.ts";
+import { systemMethods } from "./system.ts";
+import { voiceMethods } from "./voice.ts";
+
+export const METHODS: readonly Method<Call>[] = [
+  ...systemMethods,
+  ...voiceMethods,
+  ...configMethods,
+  ...deviceMethods,
+  ...gatewayMethods,
+];

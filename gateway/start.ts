@@ -1,0 +1,244 @@
+// One run of the gateway: the object graph, built once and taken down in reverse.
+
+import type { ConfigReading } from "../config/load.ts";
+import type { Log } from "../config/log.ts";
+import type { Paths } from "../config/paths.ts";
+import type { GatewayFlags, GatewaySettings } from "../config/settings.ts";
+import { gatewaySettings } from "../config/settings.ts";
+import { Dispatcher } from "../rpc/dispatch.ts";
+import { type ProcessRunner, systemRunner } from "../tunnel/process.ts";
+import { whois } from "../tunnel/tailscale.ts";
+import type { AdmissionRules, PairingNews } from "./admission.ts";
+import { sessionDefaults } from "./agents.ts";
+import {
+  bindHost,
+  type Interfaces,
+  listenHosts,
+  primaryAddress,
+  tailnetAddresses,
+} from "./bind.ts";
+import { Connections } from "./connections.ts";
+import { DeviceStore } from "./devices.ts";
+import { Coalescer, EventHub } from "./events.ts";
+import type { Call, Gateway } from "./gateway.ts";
+import { HealthMonitor } from "./health.ts";
+import { Hello } from "./hello.ts";
+import { LoginLimiter } from "./limiter.ts";
+import { listen } from "./listen.ts";
+import { METHODS } from "./methods/mod.ts";
+import { Collector } from "./memory.ts";
+import { AddressSet } from "./network.ts";
+import { refuseUnsafeStart } from "./preflight.ts";
+import { Presence } from "./presence.ts";
+import { ConfigWatcher } from "./reload.ts";
+import { ownToken } from "./secret.ts";
+import { Store } from "./store.ts";
+import { SystemEvents } from "./system_events.ts";
+import { VoiceWake } from "./voicewake.ts";
+
+export interface StartOptions {
+  version: string;
+  paths: Paths;
+  flags: GatewayFlags;
+  reading: ConfigReading;
+  log: Log;
+  logFile: string;
+  interfaces: Interfaces;
+  /** Asks the process for a restart. */
+  restart(reason: string, delayMs: number): void;
+  /** How children are started; tests hand in a scripted one. */
+  runner?: ProcessRunner;
+  /** Check every result against its shape. */
+  checkResults?: boolean;
+}
+
+/** Why a gateway goes away, as it tells its clients (§8.1). */
+export type Farewell =
+  | { reason: "gateway stopping"; restartExpectedMs: null }
+  | { reason: "gateway restarting"; restartExpectedMs: number };
+
+export interface RunningGateway extends AsyncDisposable {
+  readonly port: number;
+  /** The addresses it listens on, the main one first. */
+  readonly hosts: string[];
+  readonly settings: GatewaySettings;
+  /** What works less well than configured, one sentence each. */
+  readonly warnings: string[];
+  /** Says goodbye; what is left after `graceMs` is dropped when it is disposed. */
+  farewell(farewell: Farewell, graceMs: number): Promise<void>;
+}
+
+/**
+ * Builds the object graph and listens. Disposing the result takes it down in reverse.
+ *
+ * @throws {StartRefusal} unsafe settings
+ * @throws {Error} with `code` EADDRINUSE, when the port is taken
+ */
+export async function startGateway(options: StartOptions): Promise<RunningGateway> {
+  const { version, paths, flags, reading, log, interfaces } = options;
+  const env = paths.env;
+  const settings = gatewaySettings({ flags, env, config: reading.config });
+  const { host, warning } = bindHost(settings, interfaces);
+  refuseUnsafeStart(reading.config, settings, host);
+
+  await using parts = new AsyncDisposableStack();
+  await Deno.mkdir(paths.stateDir, { recursive: true, mode: 0o700 });
+  const mode = settings.auth.mode.value;
+  const password = settings.auth.password.value;
+  const chosen = settings.auth.token.value;
+  const token = mode === "token" && !chosen ? await ownToken(paths.tokenFile) : chosen;
+  for (const secret of [token, password]) if (secret) log.addSecret(secret);
+
+  const store = parts.use(Store.open(paths.database));
+  const events = new EventHub();
+  const limiter = parts.use(new LoginLimiter(settings.auth.rateLimit.value));
+  const devices = new DeviceStore(store);
+  const systemEvents = new SystemEvents(store);
+  const heartbeats = { areEnabled: true };
+  const config = parts.use(
+    new ConfigWatcher({
+      reading,
+      env,
+      log: log.child("config"),
+      settings: (next) => {
+        const { reload } = gatewaySettings({ flags, env, config: next.config });
+        return { mode: reload.mode.value, debounceMs: reload.debounceMs.value };
+      },
+      preflight: (next) => {
+        const wanted = gatewaySettings({ flags, env, config: next.config });
+        refuseUnsafeStart(next.config, wanted, bindHost(wanted, interfaces).host);
+      },
+      restart: options.restart,
+    }),
+  );
+  const startedAtMs = Date.now();
+  const dispatcher = new Dispatcher<Call>(METHODS, {
+    checkResults: options.checkResults,
+    onFault(error, method) {
+      const id = crypto.randomUUID();
+      const text = error instanceof Error ? error.stack ?? error.message : String(error);
+      log.error("a method failed", { id, method, error: text });
+      return id;
+    },
+  });
+  const presence = new Presence({
+    host: interfaces.hostname,
+    ip: primaryAddress(interfaces),
+    version,
+    platform: Deno.build.os,
+  });
+  const health = new HealthMonitor({
+    version,
+    config,
+    sessionsPath: store.path,
+    heartbeats,
+    systemEvents,
+  });
+  health.refresh();
+  const hello = new Hello({
+    version,
+    host: interfaces.hostname,
+    methods: dispatcher.names,
+    startedAtMs,
+    configPath: paths.configPath,
+    stateDir: paths.stateDir,
+    authMode: mode,
+    sessionDefaults: () => sessionDefaults(config.reading.config),
+  }, health);
+  hello.showPresence(presence.list(), presence.version);
+  const versions = () => ({ presence: presence.version, health: health.version });
+  const presenceNews = parts.use(
+    new Coalescer(() => {
+      const list = presence.list();
+      hello.showPresence(list, presence.version);
+      return events.publish("presence", { presence: list }, versions());
+    }),
+  );
+  const healthNews = parts.use(
+    new Coalescer(() => {
+      const { health: snapshot } = health.refresh();
+      return events.publish("health", snapshot, versions());
+    }),
+  );
+  const admission: AdmissionRules = {
+    auth: {
+      mode,
+      token,
+      password,
+      allowTailscale: settings.auth.allowTailscale.value,
+      silentPairing: settings.auth.silentPairing.value,
+    },
+    allowInsecureControlUi: settings.controlUi.allowInsecureAuth.value,
+    devices,
+    limiter,
+    whois: (address) => whois(options.runner ?? systemRunner, address),
+    onPairing: (news) => announce(news, events),
+  };
+  let isReady = false;
+  const gateway: Gateway = {
+    version,
+    id: store.meta("gatewayId", () => crypto.randomUUID()),
+    startedAtMs,
+    paths,
+    settings,
+    config,
+    log,
+    logFile: options.logFile,
+    surroundings: {
+      trustedProxies: new AddressSet(settings.trustedProxies.value),
+      ownTailnetAddresses: tailnetAddresses(interfaces),
+    },
+    names: {
+      bindHost: host,
+      allowedHosts: settings.allowedHosts.value,
+      allowedOrigins: settings.allowedOrigins.value,
+      hostname: interfaces.hostname,
+      tailnetName: env.ZERO_TAILNET_DNS,
+    },
+    admission,
+    devices,
+    events,
+    connections: new Connections(events, log.child("ws")),
+    presence,
+    presenceNews,
+    health,
+    healthNews,
+    hello,
+    systemEvents,
+    voicewake: await VoiceWake.open(paths.voicewakeFile),
+    heartbeats,
+    dispatcher,
+    garbage: parts.use(new Collector()),
+    get isReady() {
+      return isReady;
+    },
+    adoptConfig: (next, reason, delayMs) => config.adopt(next, reason, delayMs),
+  };
+  parts.defer(() => gateway.connections.closeAll(1012, "service restart", 0));
+  const listener = parts.use(await listen(gateway, listenHosts(host), settings.port.value));
+  isReady = true;
+
+  const owned = parts.move();
+  return {
+    port: listener.port,
+    hosts: listener.hosts,
+    settings,
+    warnings: [...settings.warnings, ...reading.warnings, ...(warning ? [warning] : [])],
+    async farewell(farewell, graceMs) {
+      isReady = false;
+      events.publish("shutdown", farewell);
+      await gateway.connections.closeAll(1012, "service restart", graceMs);
+    },
+    [Symbol.asyncDispose]: () => owned.disposeAsync(),
+  };
+}
+
+function announce(news: PairingNews, events: EventHub) {
+  if (news.kind === "requested") {
+    events.publish("device.pair.requested", news.request);
+    return;
+  }
+  const decision = news.kind === "approved" ? "approved" : "rejected";
+  const { requestId, deviceId } = news;
+  events.publish("device.pair.resolved", { requestId, deviceId, decision, ts: Date.now() });
+}

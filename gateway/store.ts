@@ -1,0 +1,120 @@
+// The one SQLite file of a gateway (D10): opened, migrated, and wrapped so that every question is a
+// prepared statement and every change a transaction. What the tables mean is their owners' business.
+
+import { DatabaseSync, type StatementSync } from "node:sqlite";
+
+/** The schema, one entry a version; an entry that was released is never changed. */
+const MIGRATIONS = [
+  `CREATE TABLE meta (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+   CREATE TABLE devices (
+     device_id TEXT PRIMARY KEY,
+     public_key TEXT NOT NULL,
+     display_name TEXT, platform TEXT, client_id TEXT, client_mode TEXT, remote_ip TEXT,
+     roles TEXT NOT NULL,
+     scopes TEXT NOT NULL,
+     created_at_ms INTEGER NOT NULL,
+     approved_at_ms INTEGER NOT NULL
+   ) STRICT;
+   CREATE TABLE device_roles (
+     device_id TEXT NOT NULL REFERENCES devices ON DELETE CASCADE,
+     role TEXT NOT NULL,
+     scopes TEXT NOT NULL,
+     created_at_ms INTEGER NOT NULL,
+     rotated_at_ms INTEGER, revoked_at_ms INTEGER, last_used_at_ms INTEGER,
+     PRIMARY KEY (device_id, role)
+   ) STRICT, WITHOUT ROWID;
+   CREATE TABLE device_tokens (
+     token_id INTEGER PRIMARY KEY,
+     device_id TEXT NOT NULL,
+     role TEXT NOT NULL,
+     hash TEXT NOT NULL,
+     scopes TEXT NOT NULL,
+     is_used INTEGER NOT NULL DEFAULT 0,
+     FOREIGN KEY (device_id, role) REFERENCES device_roles ON DELETE CASCADE
+   ) STRICT;
+   CREATE INDEX device_tokens_of ON device_tokens (device_id, role);
+   CREATE TABLE pairing_requests (
+     request_id TEXT PRIMARY KEY,
+     device_id TEXT NOT NULL UNIQUE,
+     request TEXT NOT NULL,
+     ts INTEGER NOT NULL
+   ) STRICT;
+   CREATE TABLE system_events (
+     event_id INTEGER PRIMARY KEY,
+     session_key TEXT NOT NULL,
+     text TEXT NOT NULL,
+     ts INTEGER NOT NULL
+   ) STRICT;`,
+];
+
+export class Store {
+  readonly path: string;
+  readonly #db: DatabaseSync;
+
+  private constructor(path: string, db: DatabaseSync) {
+    this.path = path;
+    this.#db = db;
+  }
+
+  /** @param path a file, made with mode 0600 if it is not there, or ":memory:" */
+  static open(path: string): Store {
+    const db = new DatabaseSync(path);
+    // Durable against a killed process; a power cut may cost the last moments, never the file.
+    db.exec(
+      `PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;
+       PRAGMA busy_timeout = 2000; PRAGMA cache_size = -2000;`,
+    );
+    const store = new Store(path, db);
+    store.#migrate();
+    return store;
+  }
+
+  /** A prepared statement; its owner keeps it. */
+  prepare(sql: string): StatementSync {
+    return this.#db.prepare(sql);
+  }
+
+  /** Runs `work` so that either all of its changes happen or none. */
+  transaction<T>(work: () => T): T {
+    this.#db.exec("BEGIN IMMEDIATE");
+    try {
+      const result = work();
+      this.#db.exec("COMMIT");
+      return result;
+    } catch (error) {
+      this.#db.exec("ROLLBACK");
+      throw error;
+    }
+  }
+
+  /** A value kept under a name; made by `create` the first time. */
+  meta(key: string, create: () => string): string {
+    const found = this.prepare("SELECT value FROM meta WHERE key = ?").get(key);
+    if (found) return String(found.value);
+    const value = create();
+    this.prepare("INSERT INTO meta (key, value) VALUES (?, ?)").run(key, value);
+    return value;
+  }
+
+  [Symbol.dispose]() {
+    this.#db.close();
+  }
+
+  #migrate() {
+    const { user_version: version } = this.prepare("PRAGMA user_version").get() as {
+      user_version: number;
+    };
+    if (version > MIGRATIONS.length) {
+      throw new Error(
+        `Cannot open ${this.path}: it was written by a newer ZERO (schema ${version}, known ` +
+          `${MIGRATIONS.length})`,
+      );
+    }
+    for (let next = version; next < MIGRATIONS.length; next++) {
+      this.transaction(() => {
+        this.#db.exec(MIGRATIONS[next]);
+        this.#db.exec(`PRAGMA user_version = ${next + 1}`);
+      });
+    }
+  }
+}

@@ -1,0 +1,36 @@
+// What the main session is to be told at its next turn: accepted here, kept until an agent reads it.
+
+import type { Store } from "./store.ts";
+
+/** Beyond it the oldest give way. */
+const MAX_EVENTS = 1_000;
+
+export class SystemEvents {
+  readonly #now: () => number;
+  readonly #add;
+  readonly #trim;
+  readonly #list;
+
+  constructor(store: Store, now: () => number = Date.now) {
+    this.#now = now;
+    this.#add = store.prepare("INSERT INTO system_events (session_key, text, ts) VALUES (?, ?, ?)");
+    this.#trim = store.prepare(
+      `DELETE FROM system_events WHERE event_id <=
+         (SELECT max(event_id) FROM system_events) - ${MAX_EVENTS}`,
+    );
+    this.#list = store.prepare(
+      "SELECT text FROM system_events WHERE session_key = ? ORDER BY event_id",
+    );
+  }
+
+  /** Durable when it returns. */
+  enqueue(sessionKey: string, text: string) {
+    this.#add.run(sessionKey, text, this.#now());
+    this.#trim.run();
+  }
+
+  /** Oldest first. */
+  queued(sessionKey: string): string[] {
+    return this.#list.all(sessionKey).map((row) => String(row.text));
+  }
+}
