@@ -16,6 +16,7 @@ import {
   TextError,
   type ValueSpan,
 } from "./document.ts";
+import { tryLock } from "./file_lock.ts";
 import {
   ConfigError,
   type ConfigReading,
@@ -139,7 +140,7 @@ const LOCK_RETRY_MS = 20;
 /** Programs that write in one folder take turns; the kernel frees the lock of one that died. */
 async function lockFolder(folder: string, path: string): Promise<AsyncDisposable> {
   const handle = await Deno.open(folder);
-  for (let waitedMs = 0; !(await handle.tryLock(true)); waitedMs += LOCK_RETRY_MS) {
+  for (let waitedMs = 0; !(await tryLock(handle)); waitedMs += LOCK_RETRY_MS) {
     if (waitedMs >= LOCK_DEADLINE_MS) {
       handle.close();
       throw new ConfigError(`Cannot write ${path}: another program holds ${folder}`, {

@@ -1,6 +1,7 @@
 // One gateway per state directory (D20): an advisory lock, which the kernel frees however the holder
 // ends, and a note in the file that says who holds it.
 
+import { tryLock } from "../config/file_lock.ts";
 import { StartRefusal } from "./preflight.ts";
 
 export interface LockNote {
@@ -18,9 +19,9 @@ export class InstanceLock {
   }
 
   /** @throws {StartRefusal} another gateway holds the state directory */
-  static acquire(path: string): InstanceLock {
-    const file = Deno.openSync(path, { read: true, write: true, create: true, mode: 0o600 });
-    if (file.tryLockSync(true)) {
+  static async acquire(path: string): Promise<InstanceLock> {
+    const file = await Deno.open(path, { read: true, write: true, create: true, mode: 0o600 });
+    if (await tryLock(file)) {
       const lock = new InstanceLock(file);
       lock.note({ pid: Deno.pid, startedAtMs: Date.now() });
       return lock;

@@ -45,7 +45,7 @@ export async function runGateway(options: RunOptions): Promise<number> {
   try {
     await Deno.mkdir(paths.stateDir, { recursive: true, mode: 0o700 });
     if (options.isForced) await stopHolder(options);
-    using lock = InstanceLock.acquire(paths.lockFile);
+    using lock = await InstanceLock.acquire(paths.lockFile);
     const reading = await readConfig({ path: paths.configPath, env: paths.env });
     if (!reading.valid) throw new ConfigError(reading.issues);
     const { logging } = gatewaySettings({

@@ -1,0 +1,19 @@
+// Advisory locks on files: the kernel frees them however their holder ends.
+
+/** How long a runtime that can only wait for a lock waits before it counts as taken. */
+const WAIT_MS = 250;
+
+/** Takes the lock if nobody has it. It is held until the file is closed. */
+export async function tryLock(file: Deno.FsFile): Promise<boolean> {
+  // Runtimes before Deno 2.7, which the program may be compiled into, know only `lock`.
+  if (typeof file.tryLock === "function") return await file.tryLock(true);
+  let timer: ReturnType<typeof setTimeout> | undefined;
+  const tooLong = new Promise<false>((resolve) => {
+    timer = setTimeout(() => resolve(false), WAIT_MS);
+  });
+  try {
+    return await Promise.race([file.lock(true).then(() => true), tooLong]);
+  } finally {
+    clearTimeout(timer);
+  }
+}

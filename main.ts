@@ -1,0 +1,153 @@
+// ZERO on the command line: which commands there are, and what becomes of their exit codes and
+// errors. Everything else is loaded by the command that needs it.
+
+import project from "./deno.json" with { type: "json" };
+import { configCommands } from "./config/cli.ts";
+import {
+  EXIT_FAILURE,
+  EXIT_OK,
+  EXIT_USAGE,
+  hasSwitch,
+  type Program,
+  readGlobals,
+  runProgram,
+  UsageError,
+} from "./config/command.ts";
+import { completionsCommand } from "./config/completions.ts";
+import { type Env, type Paths, resolvePaths } from "./config/paths.ts";
+import { runCommand } from "./gateway/run_cli.ts";
+import { OutputClosed, Terminal, type TerminalOptions } from "./config/terminal.ts";
+import { RpcError } from "./rpc/error.ts";
+
+/** What the program is given by the system. */
+export interface World {
+  argv: readonly string[];
+  env: Env;
+  cwd: string;
+  streams: Pick<TerminalOptions, "stdin" | "stdout" | "stderr" | "columns">;
+}
+
+if (import.meta.main) {
+  const { stdin, stdout, stderr } = Deno;
+  const columns = () => Deno.consoleSize().columns;
+  Deno.exit(
+    await main({
+      argv: Deno.args,
+      env: Deno.env.toObject(),
+      cwd: Deno.cwd(),
+      streams: { stdin, stdout, stderr, columns },
+    }),
+  );
+}
+
+/** Runs one command line; returns the exit code. */
+export async function main({ argv, env, cwd, streams }: World): Promise<number> {
+  const isColorless = Boolean(env.NO_COLOR) || hasSwitch(argv, "no-color");
+  const terminal = new Terminal({ ...streams, isColorless });
+  try {
+    return await runProgram(createProgram({ argv, env, cwd }), argv, terminal);
+  } catch (error) {
+    return await report(error, argv, terminal);
+  }
+}
+
+/** All commands, in the order the help shows them. */
+export function createProgram({ argv, env, cwd }: Omit<World, "streams">): Program {
+  const place = () => placeOf({ argv, env, cwd });
+  const version = versionOf(env);
+  const program: Program = {
+    name: "zero",
+    summary: "A gateway for personal agents: run it, reach it, call it.",
+    version,
+    groups: {
+      gateway: "Run the gateway, and talk to one",
+      config: "Read, check and change the configuration",
+    },
+    commands: [
+      runCommand({ place, version }),
+      ...configCommands({ place }),
+      completionsCommand(() => program),
+    ],
+  };
+  return program;
+}
+
+/** The version as peers and people see it (protocol §3.6). */
+export function versionOf(env: Env): string {
+  return env.ZERO_VERSION?.trim() || project.version || "dev";
+}
+
+/** Where this command line keeps its files; `--profile` and `--dev` have a say (§11.1). */
+function placeOf({ argv, env, cwd }: Omit<World, "streams">): Paths {
+  const { profile, dev } = readGlobals(argv);
+  try {
+    return resolvePaths({ env, home: env.HOME, profile, dev, cwd });
+  } catch (cause) {
+    throw new UsageError((cause as Error).message, { cause });
+  }
+}
+
+/** How an error ends the program. */
+interface Failure {
+  exitCode: number;
+  /** For machines: stable, upper case. */
+  code: string;
+  message: string;
+  details?: unknown;
+  /** Lines below the message: what to do about it. */
+  notes: string[];
+}
+
+/** Tells of an error on stderr, with `--json` also on stdout; returns the exit code. */
+async function report(error: unknown, argv: readonly string[], terminal: Terminal) {
+  if (error instanceof OutputClosed) return EXIT_OK;
+  const isVerbose = hasSwitch(argv, "verbose");
+  const { exitCode, code, message, details, notes } = await failureOf(error, { isVerbose });
+  const { red, dim } = terminal.errStyle;
+  terminal.err([`${red("error:")} ${message}`, ...notes.map(dim)].join("\n"));
+  if (hasSwitch(argv, "json")) {
+    try {
+      terminal.json({ ok: false, error: { code, message, details } });
+    } catch (closed) {
+      if (!(closed instanceof OutputClosed)) throw closed;
+    }
+  }
+  return exitCode;
+}
+
+async function failureOf(error: unknown, { isVerbose }: { isVerbose: boolean }): Promise<Failure> {
+  const { ConfigError } = await import("./config/load.ts");
+  if (error instanceof UsageError) {
+    const { message, hint } = error;
+    const details = hint && { hint };
+    return { exitCode: EXIT_USAGE, code: "USAGE", message, details, notes: hint ? [hint] : [] };
+  }
+  if (error instanceof ConfigError) {
+    const { message, issues, reason } = error;
+    const code = `CONFIG_${reason.toUpperCase()}`;
+    return { exitCode: EXIT_FAILURE, code, message, details: { issues }, notes: [] };
+  }
+  if (error instanceof RpcError) {
+    const { code, message, details } = error;
+    return { exitCode: EXIT_FAILURE, code, message, details, notes: refusalNotes(details) };
+  }
+  const notes = isVerbose ? stacksOf(error) : ["Run it again with --verbose for the stack"];
+  const message = error instanceof Error ? error.message : String(error);
+  return { exitCode: EXIT_FAILURE, code: "FAULT", message, notes };
+}
+
+/** What a refusal says of itself (D13): its code, where it arose, and what mends it. */
+function refusalNotes(details: unknown): string[] {
+  const { code, layer, fix } = (details ?? {}) as Record<string, unknown>;
+  return [
+    ...typeof code === "string" ? [`code:  ${code}`] : [],
+    ...typeof layer === "string" ? [`layer: ${layer}`] : [],
+    ...typeof fix === "string" ? [`fix:   ${fix}`] : [],
+  ];
+}
+
+function stacksOf(error: unknown): string[] {
+  const stacks: string[] = [];
+  for (let at = error; at instanceof Error; at = at.cause) stacks.push(at.stack ?? at.message);
+  return stacks;
+}
