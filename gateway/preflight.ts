@@ -60,7 +60,7 @@ export function refuseUnsafeStart(
     throw new StartRefusal(
       `refusing to bind gateway to ${host}:${port.value} without auth ` +
         "(set gateway.auth.token or ZERO_GATEWAY_TOKEN, or pass --token)",
-      `zero config set gateway.auth.token "$(zero gateway token)"`,
+      "zero config set gateway.auth.token",
     );
   }
   if (mode !== "none") return;
