@@ -46,7 +46,7 @@ export interface Target {
   bind?: string;
   /** Not the gateway of this installation: nothing local is read for it, written, or repaired. */
   isRemote: boolean;
-  /** The way to the gateway, for keeping device tokens; absent: none may be sent or kept. */
+  /** The way to the gateway, under which device tokens are kept; absent: none are. */
   way?: string;
   /** Why it may not be dialled. What is shown is then what it would have been. */
   problem?: TargetError;
@@ -175,6 +175,7 @@ function byFlagUrl(url: string, input: TargetInput): Target {
     pins: [],
     configPath: input.reading.path,
     isRemote: true,
+    way: wayOf(url, []),
     ...!typed && {
       problem: new TargetError(
         "CREDENTIALS_REQUIRED",
@@ -195,7 +196,7 @@ function byEnvironment(url: string, input: TargetInput): Target {
     pins: [],
     configPath: reading.path,
     isRemote: true,
-    way: way(url, []),
+    way: wayOf(url, []),
     ...fault && {
       problem: new TargetError(
         "URL_INVALID",
@@ -220,7 +221,7 @@ function byConfig(url: string, { flags, env, reading }: TargetInput, urlSource: 
     pins,
     configPath: reading.path,
     isRemote: true,
-    way: way(url, pins),
+    way: wayOf(url, pins),
     ...fault && {
       problem: new TargetError(
         "URL_INVALID",
@@ -249,7 +250,7 @@ function local(input: TargetInput, named?: { url: string; urlSource: string }): 
     configPath: reading.path,
     bind,
     isRemote: false,
-    way: way(url, pins),
+    way: wayOf(url, pins),
   };
 }
 
@@ -324,7 +325,8 @@ function urlFault(url: string): { message: string; fix: string } | undefined {
   return { message: "a secret in an address ends up in logs", fix: "Pass it with --token-file" };
 }
 
-function way(url: string, pins: string[]): string | undefined {
+/** The way to a gateway, under which its device tokens are kept (D15). */
+export function wayOf(url: string, pins: readonly string[]): string | undefined {
   if (pins.length > 0) return `tls:${pins[0]}`;
   return URL.canParse(url) ? new URL(url).href.replace(/\/$/, "") : undefined;
 }

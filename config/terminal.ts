@@ -261,6 +261,15 @@ export function printable(text: string): string {
   return text.replace(CONTROL, "\ufffd");
 }
 
+/** How long, to the unit that matters: `12 s`, `3 min`, `5 h`, `2 d`. */
+export function formatDuration(ms: number): string {
+  const seconds = Math.round(ms / 1_000);
+  if (seconds < 60) return `${seconds} s`;
+  if (seconds < 3_600) return `${Math.floor(seconds / 60)} min`;
+  if (seconds < 86_400) return `${Math.floor(seconds / 3_600)} h`;
+  return `${Math.floor(seconds / 86_400)} d`;
+}
+
 class ProgressLine implements Progress {
   #text: string;
   #frame = 0;

@@ -18,6 +18,9 @@ export interface DispatchOptions {
   checkResults?: boolean;
 }
 
+/** How many things wrong with one request its caller is told. */
+export const MAX_PROBLEMS = 20;
+
 /** Methods outside `node.*` also answer under this prefix (D11). */
 const ALIAS_PREFIX = "gateway.";
 
@@ -85,7 +88,10 @@ export class Dispatcher<Call extends CallContext> {
   }
 
   #checkParams(method: Method<Call>, name: string, params: unknown, { protocol }: Requester) {
-    const found = problems(params, method.params, { ignoreUnknown: protocol >= 4 });
+    const found = problems(params, method.params, {
+      ignoreUnknown: protocol >= 4,
+      max: MAX_PROBLEMS,
+    });
     if (found.length > 0) throw invalidParams(name, found, method.badParams);
   }
 

@@ -71,7 +71,7 @@ export async function exportPem({ publicKey, privateKey }: Identity): Promise<Id
 /** @param publicKey as {@link normalizePublicKey} gives it */
 export async function deviceIdOf(publicKey: string): Promise<string> {
   const digest = await crypto.subtle.digest("SHA-256", decodeBase64(publicKey)!);
-  return [...new Uint8Array(digest)].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  return new Uint8Array(digest).toHex();
 }
 
 /** The text a device signs (§4.2): parts joined by `|`, nothing escaped. */
@@ -150,14 +150,14 @@ export function decodeSignature(text: string): Bytes | undefined {
 }
 
 export function encodeBase64Url(bytes: Uint8Array): string {
-  return toBase64(bytes).replaceAll("+", "-").replaceAll("/", "_").replace(/=+$/, "");
+  return bytes.toBase64({ alphabet: "base64url", omitPadding: true });
 }
 
 /** Reads either alphabet, padded or not; undefined for text that is neither. */
 export function decodeBase64(text: string): Bytes | undefined {
   const standard = text.trim().replaceAll("-", "+").replaceAll("_", "/").replace(/={1,2}$/, "");
   if (!/^[A-Za-z0-9+/]*$/.test(standard) || standard.length % 4 === 1) return undefined;
-  return Uint8Array.from(atob(standard), (character) => character.charCodeAt(0));
+  return Uint8Array.fromBase64(standard);
 }
 
 /** Bytes in a buffer of their own, as web crypto takes them. */
@@ -166,8 +166,8 @@ type Bytes = Uint8Array<ArrayBuffer>;
 const KEY_BYTES = 32;
 const SEED_BYTES = 32;
 const SIGNATURE_BYTES = 64;
-const SPKI_PREFIX = fromHex("302a300506032b6570032100");
-const PKCS8_PREFIX = fromHex("302e020100300506032b657004220420");
+const SPKI_PREFIX = Uint8Array.fromHex("302a300506032b6570032100");
+const PKCS8_PREFIX = Uint8Array.fromHex("302e020100300506032b657004220420");
 const encoder = new TextEncoder();
 
 async function fromPkcs8(der: Bytes): Promise<Identity> {
@@ -188,16 +188,8 @@ function pemBytes(pem: string): Bytes | undefined {
 }
 
 function toPem(label: string, der: Uint8Array): string {
-  const lines = toBase64(der).match(/.{1,64}/g) ?? [];
+  const lines = der.toBase64().match(/.{1,64}/g) ?? [];
   return [`-----BEGIN ${label}-----`, ...lines, `-----END ${label}-----`, ""].join("\n");
-}
-
-function toBase64(bytes: Uint8Array): string {
-  return btoa(String.fromCharCode(...bytes));
-}
-
-function fromHex(hex: string): Bytes {
-  return Uint8Array.from(hex.match(/../g) ?? [], (pair) => parseInt(pair, 16));
 }
 
 function startsWith(bytes: Uint8Array, prefix: Uint8Array): boolean {

@@ -202,19 +202,19 @@ export function rule<T>(
  * Everything that is wrong with a value, each thing once.
  *
  * @param ignoreUnknown leave keys that are not declared out of the list (protocol 4, section 0)
+ * @param max stop looking after so many: a stranger's value may be wrong a million times
  */
 export function problems(
   value: unknown,
   shape: AnyShape,
-  { ignoreUnknown = false } = {},
+  { ignoreUnknown = false, max = Infinity } = {},
 ): Problem[] {
-  const [error] = shape.validate(value);
-  if (!error) return [];
   const found = new Map<string, Problem>();
-  for (const failure of error.failures()) {
+  for (const failure of failuresOf(value, shape, [])) {
+    if (ignoreUnknown && failure.type === never.type) continue;
     const problem = toProblem(failure, shape);
-    if (ignoreUnknown && problem.unexpected !== undefined) continue;
     found.set(JSON.stringify([problem.path, problem.message]), problem);
+    if (found.size >= max) break;
   }
   return [...found.values()];
 }
@@ -234,17 +234,34 @@ export function pointer(path: (string | number)[]): string {
 
 type Failure = {
   path: unknown[];
-  branch: unknown[];
   value: unknown;
   type: string;
   message: string;
+  refinement?: string;
 };
+
+/** One failure after the other, for whoever has seen enough; superstruct makes the whole list. */
+function* failuresOf(value: unknown, shape: AnyShape, path: unknown[]): Generator<Failure> {
+  const context = { path, branch: [] };
+  let isRefinable = true;
+  for (const failure of shape.validator(value, context)) {
+    isRefinable = false;
+    yield failure;
+  }
+  for (const [key, inner, itsShape] of shape.entries(value, context)) {
+    for (const failure of failuresOf(inner, itsShape as AnyShape, [...path, key])) {
+      isRefinable &&= failure.refinement !== undefined;
+      yield failure;
+    }
+  }
+  if (isRefinable) yield* shape.refiner(value, context);
+}
 
 function toProblem(failure: Failure, root: AnyShape): Problem {
   const path = failure.path as (string | number)[];
   const key = path.at(-1);
   const parentPath = path.slice(0, -1);
-  if (failure.type === "never") {
+  if (failure.type === never.type) {
     return {
       path: parentPath,
       message: `unexpected property '${key}'`,
@@ -308,7 +325,12 @@ function numeric(
   });
 }
 
-const never: Shape<unknown> = new Struct({ type: "never", schema: null, validator: () => false });
+const never: Shape<unknown> = new Struct({
+  type: "never",
+  schema: null,
+  // With a message of its own, or superstruct would print the value, however long or deep it is.
+  validator: () => "must not be there",
+});
 
 /** @param rest what undeclared keys must be; absent = anything */
 function objectStruct(fields: Fields | undefined, rest: AnyShape | undefined) {

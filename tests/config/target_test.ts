@@ -208,7 +208,7 @@ Deno.test("remote mode without an address leads nowhere, and shows what would be
   ]);
 });
 
-Deno.test("--url to another host takes no secret but a typed one, and no device token", () => {
+Deno.test("--url to another host takes no secret but a typed one", () => {
   const env = { ZERO_GATEWAY_TOKEN: "from-env" };
   const flags = { url: "wss://elsewhere.example" };
 
@@ -228,7 +228,7 @@ Deno.test("--url to another host takes no secret but a typed one, and no device 
     undefined,
     undefined,
   ]);
-  assertEquals([typed.problem, typed.way, typed.isRemote], [undefined, undefined, true]);
+  assertEquals([typed.problem, typed.isRemote], [undefined, true]);
 });
 
 Deno.test("--url of a loopback host takes the local secret, of the configured remote the remote one", () => {

@@ -1,0 +1,226 @@
+// Opens the WebSocket to a gateway: which endpoints may be dialled without encryption (protocol.md
+// D9), and a certificate that is compared with a pin before a byte of HTTP is sent (§11.2).
+
+import { TunnelError } from "./error.ts";
+import { checkPin, type Fingerprint, readPins } from "./pin.ts";
+
+/** What a caller does with an open connection; `WebSocket` and that of `ws` are such. */
+export interface DialledSocket {
+  readonly readyState: number;
+  send(text: string): void;
+  close(code?: number, reason?: string): void;
+  terminate?(): void;
+  // deno-lint-ignore no-explicit-any
+  addEventListener(type: string, listener: (event: any) => void): void;
+}
+
+export interface DialOptions {
+  /** Fingerprints one of which the certificate must have; the authorities then do not matter. */
+  pins?: readonly string[];
+  /** `ZERO_ALLOW_INSECURE_WS=1`: dial plain text to anywhere, with a warning. */
+  allowInsecure?: boolean;
+  warn?(message: string): void;
+  /** Every address of a name, as the system resolves it. */
+  resolve?(name: string): Promise<string[]>;
+  signal?: AbortSignal;
+}
+
+/**
+ * @returns a socket none of whose events has been delivered yet
+ * @throws {TunnelError} before anything was sent
+ */
+export async function dial(url: string, options: DialOptions = {}): Promise<DialledSocket> {
+  const target = readUrl(url);
+  const pins = readPins(options.pins ?? []);
+  if (target.protocol === "wss:") {
+    return pins.length > 0 ? await dialPinned(target, pins, options) : new WebSocket(target);
+  }
+  if (pins.length > 0) {
+    throw new TunnelError(
+      "tls",
+      "gateway tls fingerprint requires wss:// gateway url",
+      "Use a wss:// address, or remove the fingerprint",
+    );
+  }
+  return new WebSocket(await plainEndpoint(target, options));
+}
+
+/**
+ * The URL to dial for a plain `ws://` one: literal addresses and `localhost` as they are, a name with
+ * the address in its place that was found to be private.
+ *
+ * @throws {TunnelError} when the endpoint is neither this machine nor a private network
+ */
+export async function plainEndpoint(
+  target: URL,
+  { allowInsecure = false, warn, resolve = resolveName }: DialOptions = {},
+): Promise<URL> {
+  const host = hostOf(target);
+  if (host === "localhost" || isPrivateAddress(host)) return target;
+  if (!isAddress(host) && /\.(local|ts\.net)$/.test(host)) {
+    const addresses = await resolved(host, resolve);
+    // A zone (fe80::1%eth0) has no place in a URL, so such an address cannot be dialled as checked.
+    const address = addresses.find((one) => isPrivateAddress(one) && !one.includes("%"));
+    // One answer that leads elsewhere is enough for a name not to be trusted.
+    if (address && addresses.every(isPrivateAddress)) return withHost(target, address);
+  }
+  if (allowInsecure) {
+    warn?.(`ZERO_ALLOW_INSECURE_WS: talking to ${target.host} without encryption`);
+    return target;
+  }
+  throw new TunnelError(
+    "address",
+    `Cannot dial ${target.origin}: ws:// is not encrypted and ${host} is not on this machine or ` +
+      "a private network",
+    "Use a wss:// address",
+  );
+}
+
+/** Loopback, RFC 1918, link-local, ULA or CGNAT; false for everything that is no IP literal. */
+export function isPrivateAddress(text: string): boolean {
+  const octets = ipv4Octets(text);
+  if (octets) return isPrivateIpv4(octets);
+  const groups = ipv6Groups(text);
+  if (!groups) return false;
+  const isMapped = groups.slice(0, 5).every((group) => group === 0) && groups[5] === 0xffff;
+  if (isMapped) {
+    const [high, low] = groups.slice(6);
+    return isPrivateIpv4([high >> 8, high & 255, low >> 8, low & 255]);
+  }
+  const isLoopback = groups.slice(0, 7).every((group) => group === 0) && groups[7] === 1;
+  const isUniqueLocal = (groups[0] & 0xfe00) === 0xfc00;
+  const isLinkLocal = (groups[0] & 0xffc0) === 0xfe80;
+  return isLoopback || isUniqueLocal || isLinkLocal;
+}
+
+const MAX_FRAME_BYTES = 26_214_400;
+
+function readUrl(url: string): URL {
+  if (URL.canParse(url)) {
+    const parsed = new URL(url);
+    if (parsed.protocol === "ws:" || parsed.protocol === "wss:") {
+      parsed.username = parsed.password = parsed.hash = "";
+      return parsed;
+    }
+  }
+  throw new TunnelError(
+    "address",
+    "Cannot dial the gateway: its address is no ws:// or wss:// URL",
+    "Write it like ws://127.0.0.1:18789",
+  );
+}
+
+/** TLS first, compared, and only then the upgrade request on the same connection. */
+async function dialPinned(
+  target: URL,
+  pins: readonly Fingerprint[],
+  { signal }: DialOptions,
+): Promise<DialledSocket> {
+  const [tls, { WebSocket: PinnedWebSocket }] = await Promise.all([
+    import("node:tls"),
+    // @ts-types="npm:@types/ws@8.18.1"
+    import("ws"),
+  ]);
+  const host = hostOf(target);
+  const stream = tls.connect({
+    host,
+    port: Number(target.port || 443),
+    ALPNProtocols: ["http/1.1"],
+    minVersion: "TLSv1.2",
+    rejectUnauthorized: false, // the pin stands in the place of the authorities
+    ...(!isAddress(host) && { servername: host }),
+  });
+  const abort = () => stream.destroy();
+  signal?.addEventListener("abort", abort);
+  try {
+    await new Promise<void>((resolve, reject) => {
+      stream.once("secureConnect", resolve);
+      stream.once("error", reject);
+      stream.once("close", () => reject(new Error("the connection was closed")));
+    });
+    checkPin(stream.getPeerCertificate()?.fingerprint256, pins);
+    return new PinnedWebSocket(target.href, {
+      createConnection: () => stream,
+      perMessageDeflate: false,
+      maxPayload: MAX_FRAME_BYTES,
+    }) as DialledSocket;
+  } catch (error) {
+    stream.on("error", () => {}); // it is given up: what it says now adds nothing
+    stream.destroy();
+    if (error instanceof TunnelError) throw error;
+    throw new DialFailure(target, error);
+  } finally {
+    signal?.removeEventListener("abort", abort);
+  }
+}
+
+/** The TLS connection did not come to be: another attempt may fare better. */
+export class DialFailure extends Error {
+  override name = "DialFailure";
+  readonly isTransient = true;
+
+  constructor(target: URL, cause: unknown) {
+    const reason = cause instanceof Error ? cause.message : String(cause);
+    super(`Cannot dial ${target.origin}: ${reason}`, { cause });
+  }
+}
+
+async function resolved(name: string, resolve: (name: string) => Promise<string[]>) {
+  try {
+    return await resolve(name);
+  } catch (cause) {
+    throw new TunnelError(
+      "address",
+      `Cannot dial ${name}: the name has no address`,
+      "Check the name, or use the address itself",
+      { cause },
+    );
+  }
+}
+
+async function resolveName(name: string): Promise<string[]> {
+  const { lookup } = await import("node:dns/promises");
+  return (await lookup(name, { all: true })).map(({ address }) => address);
+}
+
+/** Lower-case name or address, without brackets. */
+function hostOf(url: URL): string {
+  return url.hostname.toLowerCase().replace(/^\[|\]$/g, "");
+}
+
+function withHost(url: URL, address: string): URL {
+  const copy = new URL(url);
+  copy.hostname = address.includes(":") ? `[${address}]` : address;
+  return copy;
+}
+
+function isAddress(host: string): boolean {
+  return ipv4Octets(host) !== undefined || ipv6Groups(host) !== undefined;
+}
+
+function ipv4Octets(text: string): number[] | undefined {
+  const parts = text.split(".");
+  const isIpv4 = parts.length === 4 &&
+    parts.every((part) => /^(0|[1-9]\d{0,2})$/.test(part) && Number(part) <= 255);
+  return isIpv4 ? parts.map(Number) : undefined;
+}
+
+function isPrivateIpv4([first, second]: number[]): boolean {
+  return first === 127 || first === 10 ||
+    (first === 172 && second >= 16 && second <= 31) ||
+    (first === 192 && second === 168) ||
+    (first === 169 && second === 254) ||
+    (first === 100 && second >= 64 && second <= 127);
+}
+
+/** The eight groups of an IPv6 address, read by the URL parser. */
+function ipv6Groups(text: string): number[] | undefined {
+  if (!text.includes(":")) return undefined;
+  const url = `ws://[${text.replace(/%.*$/, "")}]/`;
+  if (!URL.canParse(url)) return undefined;
+  const [head, tail] = new URL(url).hostname.slice(1, -1).split("::");
+  const left = head ? head.split(":") : [];
+  const right = tail ? tail.split(":") : [];
+  const zeros = tail === undefined ? 0 : 8 - left.length - right.length;
+  return [...left, ...Array(zeros).fill("0"), ...right].map((group) => parseInt(group, 16));
+}
