@@ -130,7 +130,7 @@ export function gatewayCommands(world: CallWorld): Command[] {
       flags: {
         ...RPC_FLAGS,
         "no-probe": { kind: "boolean", summary: "Do not call the gateway" },
-        deep: { kind: "boolean", summary: "Also look for other gateways on this machine's port" },
+        deep: { kind: "boolean", summary: "Also ask for a fresh health report" },
       },
       details: "It is about this machine even where commands go to a remote gateway. The exit " +
         "code is 0 also when nothing answers.",

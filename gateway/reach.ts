@@ -8,7 +8,6 @@ import type { Paths } from "../config/paths.ts";
 import {
   credentialLine,
   explainTarget,
-  isLoopbackUrl,
   localTarget,
   resolveTarget,
   type Target,
@@ -18,7 +17,13 @@ import {
   targetLines,
 } from "../config/target.ts";
 import type { Terminal } from "../config/terminal.ts";
-import { Client, ClosedError, type ConnectOptions, GatewayTimeoutError } from "../rpc/client.ts";
+import {
+  Client,
+  ClosedError,
+  type ConnectOptions,
+  type DeviceTokens,
+  GatewayTimeoutError,
+} from "../rpc/client.ts";
 import type { RefusalDetails } from "../rpc/error.ts";
 import { exportPem, generateIdentity, type Identity, identityFromPem } from "../rpc/identity.ts";
 import { dial, DialFailure } from "../tunnel/dial.ts";
@@ -48,6 +53,8 @@ export interface Aim {
   paths: Paths;
   input: TargetInput;
   target: Target;
+  /** Being read or made meanwhile; none where the state directory cannot be written. */
+  identity: Promise<Identity | undefined>;
 }
 
 /** What a failure says, to people and to machines. */
@@ -77,6 +84,8 @@ export async function takeAim(
 ): Promise<Aim> {
   const paths = place();
   const { configPath, env, tokenFile } = paths;
+  const identity = ownIdentity(paths, (message) => terminal.err(message));
+  identity.catch(() => {}); // told by whoever connects with it
   const [reading, made, typed] = await Promise.all([
     readConfig({ path: configPath, env }),
     readMadeToken(tokenFile),
@@ -95,15 +104,16 @@ export async function takeAim(
   if (target.problem?.code === "CREDENTIALS_REQUIRED" && canAsk) {
     const token = await terminal.askSecret(`Token of ${target.url}:`);
     if (token) {
-      return takeAimWith({ ...input, flags: { ...typed, token, tokenSource: "prompt" } }, paths);
+      const asked: TargetInput = { ...input, flags: { ...typed, token, tokenSource: "prompt" } };
+      return { paths, input: asked, target: resolveTarget(asked), identity };
     }
   }
-  return { paths, input, target };
+  return { paths, input, target, identity };
 }
 
 /** The same aim, at the gateway of this installation whatever the configuration prefers. */
-export function aimLocally({ paths, input }: Aim): Aim {
-  return { paths, input, target: localTarget(input) };
+export function aimLocally(aim: Aim): Aim {
+  return { ...aim, target: localTarget(aim.input) };
 }
 
 /**
@@ -135,7 +145,7 @@ export async function withGateway(
  * @throws {TargetError} | {TunnelError} | {ClosedError} | {GatewayTimeoutError}
  */
 export async function reach(
-  { target, paths }: Aim,
+  { target, paths, identity }: Aim,
   options: {
     timeout: number;
     version: string;
@@ -146,7 +156,6 @@ export async function reach(
 ): Promise<Client> {
   if (target.problem) throw target.problem;
   const warn = (message: string) => terminal.err(message);
-  const identity = await ownIdentity(paths, warn);
   const { url, token, password, pins, way } = target;
   return await Client.connect({
     open: (signal) =>
@@ -166,17 +175,11 @@ export async function reach(
     role: "operator",
     scopes: CLI_SCOPES,
     auth: { token, password },
+    // Who types a secret wants to know whether that one is right.
+    retriesWithDeviceToken: !isTyped(target),
     timeoutMs: options.timeout,
     identity,
-    tokens: identity && way !== undefined
-      ? new DeviceTokenFile({
-        file: paths.deviceAuthFile,
-        deviceId: identity.deviceId,
-        way,
-        warn,
-        nowMs: Date.now,
-      })
-      : undefined,
+    tokens: way === undefined ? undefined : tokensOf(paths, identity, way, warn),
     ...options.extra,
   });
 }
@@ -189,7 +192,8 @@ export async function describeFailure(
 ): Promise<Failure | undefined> {
   if (error instanceof TargetError) {
     const { code, message, fix } = error;
-    return { code, message, layer: "network", retryable: false, fix };
+    const layer = code === "CREDENTIALS_REQUIRED" ? "auth" : "network";
+    return { code, message, layer, retryable: false, fix };
   }
   if (error instanceof TunnelError) {
     const { kind, message, fix } = error;
@@ -270,6 +274,10 @@ async function unreachable(message: string, target: Target): Promise<Failure> {
   };
 }
 
+function isTyped({ tokenSource = "", passwordSource = "" }: Target): boolean {
+  return [tokenSource, passwordSource].some((source) => /^(flag|prompt)/.test(source));
+}
+
 function startCommand({ url, urlSource }: Target): string {
   const { port } = new URL(url);
   return urlSource.startsWith("cli ") && port ? `zero gateway --port ${port}` : "zero gateway";
@@ -292,12 +300,33 @@ async function lookAt(url: string): Promise<"refused" | "taken" | "unknown"> {
   return found;
 }
 
-function takeAimWith(input: TargetInput, paths: Paths): Aim {
-  return { paths, input, target: resolveTarget(input) };
+/** The tokens this installation has for one way to a gateway. */
+function tokensOf(
+  { deviceAuthFile: file }: Paths,
+  identity: Promise<Identity | undefined>,
+  way: string,
+  warn: (message: string) => void,
+): DeviceTokens {
+  const store = async () => {
+    const device = await identity;
+    return device &&
+      new DeviceTokenFile({ file, deviceId: device.deviceId, way, warn, nowMs: Date.now });
+  };
+  return {
+    find: async (gatewayId, role) => await (await store())?.find(gatewayId, role),
+    drop: async (gatewayId, role) => await (await store())?.drop(gatewayId, role),
+    async keep(gatewayId, token) {
+      try {
+        await (await store())?.keep(gatewayId, token);
+      } catch (error) {
+        warn(`Cannot keep the device token in ${file}: ${(error as Error).message}`);
+      }
+    },
+  };
 }
 
 /** The device of this installation; none where its state directory cannot be written. */
-async function ownIdentity(
+export async function ownIdentity(
   { deviceFile }: Paths,
   warn: (message: string) => void,
 ): Promise<Identity | undefined> {
@@ -373,5 +402,3 @@ export function tailnetAddress(): string | undefined {
     return first === 100 && second >= 64 && second <= 127;
   });
 }
-
-export { isLoopbackUrl };
