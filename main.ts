@@ -15,7 +15,10 @@ import {
 } from "./config/command.ts";
 import { completionsCommand } from "./config/completions.ts";
 import { type Env, type Paths, resolvePaths } from "./config/paths.ts";
+import { gatewayCommands } from "./gateway/cli.ts";
+import { devicesCommands } from "./gateway/devices_cli.ts";
 import { runCommand } from "./gateway/run_cli.ts";
+import { securityCommands } from "./gateway/security_cli.ts";
 import { OutputClosed, Terminal, type TerminalOptions } from "./config/terminal.ts";
 import { RpcError } from "./rpc/error.ts";
 
@@ -61,10 +64,15 @@ export function createProgram({ argv, env, cwd }: Omit<World, "streams">): Progr
     version,
     groups: {
       gateway: "Run the gateway, and talk to one",
+      devices: "Who may come in, and who asks to",
+      security: "How safe this installation is",
       config: "Read, check and change the configuration",
     },
     commands: [
       runCommand({ place, version }),
+      ...gatewayCommands({ place, version }),
+      ...devicesCommands({ place, version }),
+      ...securityCommands({ place }),
       ...configCommands({ place }),
       completionsCommand(() => program),
     ],

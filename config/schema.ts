@@ -158,6 +158,10 @@ const gateway = open({
       "Accept the Control UI without a device key over plain HTTP",
       { default: false },
     ),
+    allowInsecureAuthUntil: setting(
+      text({ pattern: /^\d{4}-\d\d-\d\d(T[\d:.]+(Z|[+-]\d\d:\d\d))?$/, what: "a date" }),
+      "When that ends: an ISO 8601 date",
+    ),
     allowedOrigins: setting(
       list(origin),
       "Further web origins that may open a WebSocket or call over HTTP",
@@ -598,7 +602,27 @@ function* brokenRules(config: Config): Generator<RuleIssue> {
       fix: 'use a path of its own, such as "/hooks"',
     };
   }
+  yield* breakGlassRules(gateway.controlUi ?? {});
   yield* placeholders(config, []);
+}
+
+/** What weakens the gateway is allowed for a time, never for good. */
+function* breakGlassRules(
+  { allowInsecureAuth, allowInsecureAuthUntil }: NonNullable<
+    NonNullable<Config["gateway"]>["controlUi"]
+  >,
+): Generator<RuleIssue> {
+  const path = ["gateway", "controlUi", "allowInsecureAuthUntil"];
+  if (allowInsecureAuth === true && allowInsecureAuthUntil === undefined) {
+    yield {
+      path: ["gateway", "controlUi", "allowInsecureAuth"],
+      message: "needs gateway.controlUi.allowInsecureAuthUntil",
+      fix: 'set when it ends, such as "2026-12-01"',
+    };
+  }
+  if (allowInsecureAuthUntil !== undefined && Number.isNaN(Date.parse(allowInsecureAuthUntil))) {
+    yield { path, message: "is no date", fix: 'use an ISO 8601 date, such as "2026-12-01"' };
+  }
 }
 
 function* tlsRules(

@@ -26,6 +26,7 @@ export interface Setting<T> {
 
 /** Flags of `zero gateway run` that stand above the environment and the file. */
 export interface GatewayFlags {
+  /** 0: any port that is free. */
   port?: number | string;
   bind?: string;
   token?: string;
@@ -72,6 +73,8 @@ export interface GatewaySettings {
     /** "" or "/path" without a slash at the end. */
     basePath: Setting<string>;
     allowInsecureAuth: Setting<boolean>;
+    /** It holds until this date. */
+    allowInsecureAuthUntil: Setting<string | undefined>;
   };
   tls: {
     enabled: Setting<boolean>;
@@ -147,6 +150,7 @@ export function gatewaySettings({ flags = {}, env, config }: SettingsInput): Gat
       enabled: get("gateway.controlUi.enabled"),
       basePath: { ...basePath, value: normalizedBasePath(basePath.value) },
       allowInsecureAuth: get("gateway.controlUi.allowInsecureAuth"),
+      allowInsecureAuthUntil: get("gateway.controlUi.allowInsecureAuthUntil"),
     },
     tls: {
       enabled: get("gateway.tls.enabled"),
@@ -238,6 +242,8 @@ function overrideOf(path: KeyPath, flags: GatewayFlags, env: Env): Setting<unkno
   const row = OVERRIDES.find(({ key }) => key === formatKey(path));
   if (!row) return undefined;
   const flag = row.flag && flags[row.flag];
+  // Only a flag may leave the choice to the system: nobody would find what a file left open.
+  if (row.flag === "port" && Number(flag) === 0) return { value: 0, source: "flag --port" };
   if (flag !== undefined) return checked(path, flag, `flag --${dashed(row.flag!)}`);
   const variable = row.env && env[row.env];
   if (variable === undefined || variable.trim() === "") return undefined;

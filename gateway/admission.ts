@@ -15,6 +15,7 @@ import {
 } from "../rpc/identity.ts";
 import { ADMIN_SCOPES, type Role } from "../rpc/scope.ts";
 import type { DeviceClaim, DeviceStore, PairingReason, PairingRequest } from "./devices.ts";
+import type { InviteStore } from "./invites.ts";
 import type { LoginLimiter } from "./limiter.ts";
 import { type Headers, isLoopbackAddress, lastHop, type Provenance } from "./network.ts";
 
@@ -30,9 +31,10 @@ export interface AdmissionRules {
     allowTailscale: boolean;
     silentPairing: boolean;
   };
-  /** `gateway.controlUi.allowInsecureAuth`. */
-  allowInsecureControlUi: boolean;
+  /** `gateway.controlUi.allowInsecureAuth`, until it ends. */
+  readonly allowInsecureControlUi: boolean;
   devices: DeviceStore;
+  invites: InviteStore;
   limiter: LoginLimiter;
   /** The login that `tailscale whois` names for an address; undefined when it names none. */
   whois(address: string): Promise<string | undefined>;
@@ -43,7 +45,7 @@ export interface AdmissionRules {
 export type PairingNews =
   | { kind: "requested"; request: PairingRequest }
   | { kind: "superseded"; requestId: string; deviceId: string }
-  | { kind: "approved"; requestId: string; deviceId: string };
+  | { kind: "approved"; requestId: string; claim: DeviceClaim; inviteId?: string };
 
 /** Somebody at the door. */
 export interface Knock {
@@ -106,8 +108,9 @@ export async function admit(knock: Knock, rules: AdmissionRules): Promise<Admiss
   const { device } = knock.params;
   if (!device) checkDeviceless(role, knock, rules);
   const claim = device && await provenClaim(device, role, scopes, knock);
-  const { method, deviceToken } = await authenticate(claim, knock, rules);
+  const { method, deviceToken, inviteId } = await authenticate(claim, knock, rules);
   if (!claim) return { role, scopes, method };
+  if (inviteId) acceptInvite(inviteId, claim, rules);
   const isExcused = isControlUi(knock.params.client.id) && rules.allowInsecureControlUi &&
     (method === "token" || method === "password");
   if (!isExcused) pairIfNeeded(claim, knock, rules);
@@ -286,7 +289,7 @@ async function authenticate(
   claim: DeviceClaim | undefined,
   knock: Knock,
   rules: AdmissionRules,
-): Promise<Pick<Admission, "method" | "deviceToken">> {
+): Promise<Pick<Admission, "method" | "deviceToken"> & { inviteId?: string }> {
   const { auth: rule, limiter, devices } = rules;
   const { params: { auth = {} }, provenance } = knock;
   const isNeverLocked = provenance.isLocalDirect && !provenance.hasOrigin;
@@ -305,13 +308,18 @@ async function authenticate(
       return { method: "device-token", deviceToken: { token: candidate, ...token } };
     }
   }
-  const isWrong = verdict === "mismatch" || Boolean(auth.deviceToken);
+  const { inviteId } = claim && auth.bootstrapToken
+    ? rules.invites.find(auth.bootstrapToken, claim.role, claim.scopes) ?? {}
+    : {};
+  if (inviteId) return { method: "device-token", inviteId };
+  const isWrong = verdict === "mismatch" || Boolean(auth.deviceToken || auth.bootstrapToken);
   if (isWrong && isNeverLocked) {
     const isAnswered = await limiter.failLate(provenance.limiterKey);
     if (!isAnswered) throw unauthorized("mismatch", knock, rule.mode, { isSilent: true });
   } else if (isWrong) {
     limiter.fail(provenance.limiterKey);
   }
+  if (auth.bootstrapToken && verdict === "missing") throw inviteUnknown();
   throw unauthorized(isWrong ? "mismatch" : verdict, knock, rule.mode);
 }
 
@@ -339,7 +347,7 @@ function pairIfNeeded(
     (!provenance.hasOrigin || isBrowserOfOurs);
   if (isSilent) {
     devices.pair(claim);
-    onPairing({ kind: "approved", requestId: crypto.randomUUID(), deviceId: claim.deviceId });
+    onPairing({ kind: "approved", requestId: crypto.randomUUID(), claim });
     return;
   }
   const approved = devices.find(claim.deviceId);
@@ -349,6 +357,26 @@ function pairIfNeeded(
   }
   if (isNew) onPairing({ kind: "requested", request });
   throw pairingRequired(request, reason, protocol, approved);
+}
+
+/** An invitation is the approval, once. It is used up first, so that it can never serve twice. */
+function acceptInvite(
+  inviteId: string,
+  claim: DeviceClaim,
+  { invites, devices, onPairing }: AdmissionRules,
+) {
+  if (!invites.use(inviteId, claim.deviceId)) throw inviteUnknown();
+  devices.pair(claim);
+  onPairing({ kind: "approved", requestId: crypto.randomUUID(), claim, inviteId });
+}
+
+function inviteUnknown(): Refusal {
+  return new Refusal("INVALID_REQUEST", "unauthorized: invitation unknown, used or expired", {
+    code: "INVITE_INVALID",
+    layer: "auth",
+    retryable: false,
+    fix: "Make another invitation on the gateway's host: zero devices invite",
+  });
 }
 
 const REQUIREMENTS: Record<PairingReason, string> = {
@@ -363,7 +391,7 @@ function pairingRequired(
   protocol: number,
   approved: { roles: string[]; scopes: string[] } | undefined,
 ): Refusal {
-  const fix = `On the gateway's host: zero call device.pair.approve '{"requestId":"${requestId}"}'`;
+  const fix = `On the gateway's host: zero devices approve ${requestId}`;
   const details: RefusalDetails = {
     code: "PAIRING_REQUIRED",
     layer: "pairing",

@@ -7,7 +7,7 @@ import type { WebSocket } from "ws";
 import type { Buffer } from "node:buffer";
 import type { Socket } from "node:net";
 import { type ClientInfo, ConnectParams, negotiate } from "../rpc/connect.ts";
-import { invalidParams, type Outcome } from "../rpc/dispatch.ts";
+import { invalidParams, MAX_PROBLEMS, type Outcome } from "../rpc/dispatch.ts";
 import {
   closeReason,
   encodeError,
@@ -42,6 +42,8 @@ const MAX_REFUSED_CALLS = 50;
 const REFUSED_WINDOW_MS = 60_000;
 /** A peer that is given up has this long to read its close frame. */
 const LAST_WORD_MS = 500;
+/** What a stranger's frame costs beside its bytes: a flood of empty ones is a flood too. */
+const FRAME_COST_BYTES = 64;
 
 export class Connection implements Subscriber {
   readonly id = crypto.randomUUID();
@@ -69,7 +71,8 @@ export class Connection implements Subscriber {
   #presenceKey?: string;
   /** Frames that came behind the connect, until it is decided. */
   #early: string[] = [];
-  #earlyBytes = 0;
+  /** What has come beside the connect before that was decided (D1). */
+  #strayBytes = 0;
   #refusedCalls = 0;
   #refusedSinceMs = 0;
 
@@ -171,22 +174,25 @@ export class Connection implements Subscriber {
       this.#gateway.garbage.now();
       this.#gateway.garbage.soon();
     }
+    if (this.#phase === "closing") return;
     // Binary frames are voice audio, which is not spoken here (§1).
-    if (isBinary || this.#phase === "closing") return;
-    const text = data.toString();
-    if (this.#phase === "open") return this.#serve(text);
-    if (this.#phase === "connecting") return this.#keepForLater(text);
+    if (this.#phase === "open") return isBinary ? undefined : this.#serve(data.toString());
+    if (this.#phase === "waiting" && !isBinary) return this.#begin(data.toString());
+    this.#strayBytes += data.length + FRAME_COST_BYTES;
+    if (this.#strayBytes <= MAX_PREAUTH_BYTES) {
+      if (!isBinary) this.#early.push(data.toString());
+      return;
+    }
+    this.close(1009, "preauth payload too large");
+    this.#cutOff();
+  }
+
+  #begin(text: string) {
     this.#phase = "connecting";
     this.#handshake(text).catch((error) => {
       this.#gateway.log.error("handshake failed", { connId: this.id, error: String(error) });
       this.close(1011, "internal error");
     });
-  }
-
-  #keepForLater(text: string) {
-    this.#earlyBytes += text.length;
-    if (this.#earlyBytes > MAX_PREAUTH_BYTES) this.close(1009, "preauth payload too large");
-    else this.#early.push(text);
   }
 
   async #handshake(text: string) {
@@ -218,7 +224,7 @@ export class Connection implements Subscriber {
     } catch (error) {
       if (!(error instanceof Refusal)) throw error;
       if (error.isSilent || this.#isGone()) return this.terminate();
-      this.#logRefusal(error);
+      this.#logRefusal(error, first.params);
       this.#answerConnect(first.id, error);
       this.close(error.closeCode, error.closeReason);
     }
@@ -229,7 +235,10 @@ export class Connection implements Subscriber {
     const wanted = Number(raw.maxProtocol);
     // Until a version is agreed on, the highest the client offers says how strict to be.
     this.#protocol = wanted >= 4 ? 4 : 3;
-    const found = problems(given ?? {}, ConnectParams, { ignoreUnknown: wanted >= 4 });
+    const found = problems(given ?? {}, ConnectParams, {
+      ignoreUnknown: wanted >= 4,
+      max: MAX_PROBLEMS,
+    });
     if (found.length > 0) {
       const { message } = invalidParams("connect", found);
       throw new Refusal("INVALID_REQUEST", message, {
@@ -258,6 +267,7 @@ export class Connection implements Subscriber {
         scopes: admission.scopes,
         protocol: this.#protocol,
         connId: this.id,
+        closed: this.closed,
         client,
         ...(admission.deviceId && { deviceId: admission.deviceId }),
         isSharedSecret: !device &&
@@ -380,19 +390,30 @@ export class Connection implements Subscriber {
     return this.#phase === "closing" || this.#socket.readyState !== this.#socket.OPEN;
   }
 
-  /**
-   * A peer that broke the rules of WebSocket: `ws` has sent the close frame that says which. Nothing
-   * more is read from it, or what it goes on sending would pass through memory (D1).
-   */
+  /** A peer that broke the rules of WebSocket: `ws` has sent the close frame that says which. */
   #giveUp(error: Error) {
     this.#gateway.log.debug("socket error", { connId: this.id, error: error.message });
     this.#phase = "closing";
+    this.#cutOff();
+  }
+
+  /** Reads nothing more, or what a peer goes on sending would pass through memory (D1). */
+  #cutOff() {
     this.#gateway.garbage.soon();
     setImmediate(() => this.#stream.pause());
     setTimeout(() => this.terminate(), LAST_WORD_MS);
   }
 
-  #logRefusal({ details, message }: Refusal) {
+  #logRefusal({ details, message }: Refusal, params: unknown) {
+    const { device, client, role } = (params ?? {}) as Partial<ConnectParams>;
+    this.#gateway.audit.refuse({
+      code: details.code,
+      reason: message.slice(0, 200),
+      ip: this.#provenance.client ?? this.#provenance.peer,
+      ...named("deviceId", device?.id),
+      ...named("clientId", client?.id),
+      ...named("role", role),
+    });
     this.#gateway.log.warn("refused a connect", {
       code: details.code,
       reason: message.slice(0, 200),
@@ -432,6 +453,11 @@ function readFirst(text: string): First | string {
   const request = readRequest(frame);
   if ("problem" in request) return "invalid request frame";
   return { isJsonRpc: false, ...request };
+}
+
+/** What a stranger says of itself, cut short; nothing of it has been checked. */
+function named<K extends string>(key: K, value: unknown): { [P in K]?: string } {
+  return typeof value === "string" ? { [key]: value.slice(0, 80) } as { [P in K]: string } : {};
 }
 
 function notConnect(): Refusal {

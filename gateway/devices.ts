@@ -113,6 +113,7 @@ export class DeviceStore {
            remote_ip = excluded.remote_ip, roles = excluded.roles, scopes = excluded.scopes,
            approved_at_ms = excluded.approved_at_ms`,
       ),
+      rename: prepare("UPDATE devices SET given_name = ? WHERE device_id = ?"),
       removeDevice: prepare("DELETE FROM devices WHERE device_id = ?"),
       role: prepare("SELECT * FROM device_roles WHERE device_id = ? AND role = ?"),
       roles: prepare("SELECT * FROM device_roles WHERE device_id = ? ORDER BY role"),
@@ -267,6 +268,11 @@ export class DeviceStore {
     return (this.#sql.devices.all() as Row[]).map((row) => this.#readDevice(row));
   }
 
+  /** Gives a device a name that stands above the one it calls itself. */
+  rename(deviceId: string, name: string): boolean {
+    return Number(this.#sql.rename.run(name, deviceId).changes) > 0;
+  }
+
   /** @returns whether there was such a device */
   remove(deviceId: string): boolean {
     return this.#store.transaction(() => {
@@ -413,6 +419,7 @@ export class DeviceStore {
     }));
     return {
       ...claimOf(row),
+      ...(row.given_name !== null && { displayName: String(row.given_name) }),
       roles: parse(row.roles),
       scopes: parse(row.scopes),
       tokens,

@@ -8,11 +8,14 @@ import type { ClientInfo } from "../rpc/connect.ts";
 import type { Dispatcher } from "../rpc/dispatch.ts";
 import type { CallContext, Method, MethodSpec, Requester } from "../rpc/method.ts";
 import type { AdmissionRules } from "./admission.ts";
+import type { Approvals } from "./approvals.ts";
+import type { AuditTrail } from "./audit.ts";
 import type { Connections } from "./connections.ts";
 import type { DeviceStore } from "./devices.ts";
 import type { Coalescer, EventHub } from "./events.ts";
 import type { HealthMonitor } from "./health.ts";
 import type { Hello } from "./hello.ts";
+import type { InviteStore } from "./invites.ts";
 import type { Collector } from "./memory.ts";
 import type { NameRules, Surroundings } from "./network.ts";
 import type { Presence } from "./presence.ts";
@@ -37,6 +40,9 @@ export interface Gateway {
   readonly names: NameRules;
   readonly admission: AdmissionRules;
   readonly devices: DeviceStore;
+  readonly invites: InviteStore;
+  readonly audit: AuditTrail;
+  readonly approvals: Approvals;
   readonly events: EventHub;
   readonly connections: Connections;
   readonly presence: Presence;
@@ -69,8 +75,16 @@ export interface Caller extends Requester {
   connId: string;
   client: ClientInfo;
   deviceId?: string;
+  /** Settles when its connection ends; absent for a caller without one. */
+  closed?: Promise<void>;
   /** Whether the shared secret let it in, and no device stands behind it. */
   isSharedSecret: boolean;
+}
+
+/** Whom the audit trail names as the one who did it. */
+export function nameOf({ deviceId, client }: Caller): string {
+  const who = deviceId ? `device ${deviceId}` : "shared secret";
+  return `${who} (${client.displayName ?? client.id})`;
 }
 
 export interface Call extends CallContext {

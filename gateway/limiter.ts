@@ -19,9 +19,12 @@ interface Bucket {
 }
 
 interface Waiting {
-  timer: ReturnType<typeof setTimeout>;
+  cancel: () => void;
   settle: (isAnswered: boolean) => void;
 }
+
+/** Calls `wake` once, when the time has passed; the result is how to prevent that. */
+export type After = (ms: number, wake: () => void) => () => void;
 
 /** The first delayed failure waits this long, each further one twice as long. */
 const FIRST_DELAY_MS = 250;
@@ -34,11 +37,17 @@ const MAX_BUCKETS = 10_000;
 export class LoginLimiter {
   readonly #options: LimiterOptions;
   readonly #now: () => number;
+  readonly #after: After;
   readonly #buckets = new Map<string, Bucket>();
 
-  constructor(options: LimiterOptions, now: () => number = Date.now) {
+  constructor(
+    options: LimiterOptions,
+    now: () => number = Date.now,
+    after: After = afterTimeout,
+  ) {
     this.#options = options;
     this.#now = now;
+    this.#after = after;
   }
 
   /** Milliseconds until `key` may try again; 0 when it may now. */
@@ -70,9 +79,9 @@ export class LoginLimiter {
     bucket.answeredUntilMs = Math.max(now, bucket.answeredUntilMs) + delayMs;
     return new Promise((resolve) => {
       const waiting: Waiting = {
-        timer: setTimeout(() => waiting.settle(true), bucket.answeredUntilMs - now),
+        cancel: this.#after(bucket.answeredUntilMs - now, () => waiting.settle(true)),
         settle: (isAnswered) => {
-          clearTimeout(waiting.timer);
+          waiting.cancel();
           const index = bucket.waiting.indexOf(waiting);
           if (index >= 0) bucket.waiting.splice(index, 1);
           resolve(isAnswered);
@@ -113,4 +122,9 @@ export class LoginLimiter {
       return;
     }
   }
+}
+
+function afterTimeout(ms: number, wake: () => void): () => void {
+  const timer = setTimeout(wake, ms);
+  return () => clearTimeout(timer);
 }

@@ -17,6 +17,11 @@ import { judgeNames, provenanceOf } from "./network.ts";
 /** How long a peer has for its close frame; then the socket is dropped. */
 const CLOSE_TIMEOUT_MS = 10_000;
 const KEEP_ALIVE_MS = 5_000;
+/** How often `node:http` looks for peers past their deadline; its own idea is every 30 s. */
+const DEADLINE_CHECK_MS = 1_000;
+/** Requests a connection may have open, and answers it may leave unread, before it is dropped. */
+const MAX_OPEN_REQUESTS = 100;
+const MAX_UNREAD_BYTES = 1_048_576;
 const STATUS_TEXT = { 403: "Forbidden", 421: "Misdirected Request", 503: "Service Unavailable" };
 
 export interface Listener extends AsyncDisposable {
@@ -84,7 +89,17 @@ function createGatewayServer(gateway: Gateway, sockets: Set<Socket>): Server {
     } as ConstructorParameters<typeof WebSocketServer>[0],
   );
 
-  const server = createServer((request, response) => {
+  const limits = { connectionsCheckingInterval: DEADLINE_CHECK_MS };
+  const openRequests = new WeakMap<Socket, number>();
+  const server = createServer(limits, (request, response) => {
+    const { socket } = request;
+    const open = (openRequests.get(socket) ?? 0) + 1;
+    // `node:http` takes pipelined requests as fast as they come, whether or not anybody reads.
+    if (open > MAX_OPEN_REQUESTS || socket.writableLength > MAX_UNREAD_BYTES) {
+      return void socket.destroy();
+    }
+    openRequests.set(socket, open);
+    response.on("close", () => openRequests.set(socket, (openRequests.get(socket) ?? 1) - 1));
     const verdict = judgeNames(request.headers, gateway.names);
     if (verdict.allowed) return void answer(request, response);
     response.writeHead(verdict.status, { "Content-Type": "text/plain", Connection: "close" });
@@ -104,8 +119,9 @@ function createGatewayServer(gateway: Gateway, sockets: Set<Socket>): Server {
     const verdict = judgeNames(request.headers, gateway.names);
     if (!verdict.allowed) return refuse(socket, verdict.status, verdict.message);
     if (!gateway.isReady) return refuse(socket, 503, "The gateway is stopping");
-    const { searchParams } = new URL(request.url ?? "/", "http://gateway");
-    if (searchParams.has("token")) {
+    // Not by URL: a stranger's target need not be one, and `new URL` would throw here.
+    const [, query] = (request.url ?? "").split("?", 2);
+    if (new URLSearchParams(query).has("token")) {
       return refuse(socket, 403, "Secrets do not belong in URLs; send the token in connect.params");
     }
     const provenance = provenanceOf(

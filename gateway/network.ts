@@ -102,17 +102,20 @@ export function provenanceOf(
   const isOwn = client !== undefined && ownTailnetAddresses.includes(client);
   const hostName = splitHost(one(headers.host) ?? "")?.name ?? "";
   const hasOrigin = headers.origin !== undefined;
-  const isLocalDirect = isLoopback && (isLoopbackName(hostName) || hostName.endsWith(".ts.net"));
+  // Whoever forwarded it: what stands behind a proxy on this machine need not be on this machine.
+  const isLocalDirect = !isForwarded && isLoopback &&
+    (isLoopbackName(hostName) || hostName.endsWith(".ts.net"));
   return {
     peer,
     client,
     isForwarded,
-    isLocal: isLoopback || isOwn,
+    isLocal: isLocalDirect || (!isForwarded && isOwn),
     isLocalDirect,
     hasOrigin,
+    // Pages can guess from this machine; that must not slow down the programs on it.
     limiterKey: client === undefined
       ? "forwarded"
-      : `${hasOrigin ? "browser " : ""}${networkOf(client)}`,
+      : `${isLoopback && hasOrigin ? "browser " : ""}${networkOf(client)}`,
   };
 }
 

@@ -112,9 +112,8 @@ export class Presence {
     const key = event.deviceId || event.instanceId || event.host || line?.[1] || event.ip ||
       said.slice(0, 64);
     const before = this.#entries.get(keyOf(key));
-    const { text: _, ...fields } = event;
     const fromLine = line ? readLine(said) : {};
-    this.#put(key, { ...before, ...fromLine, ...withoutUndefined(fields), text: said });
+    this.#put(key, { ...before, ...fromLine, ...describedBy(event), text: said });
     if (!line) return said;
     const after = this.#entries.get(keyOf(key))!;
     const isRoutine = ROUTINE_REASON.test(after.reason ?? "");
@@ -171,6 +170,16 @@ function readLine(line: string): Partial<PresenceEntry> {
     mode: part(/· mode ([^·]+)/),
     reason: part(/· reason ([^·]+)/),
     lastInputSeconds: seconds === undefined ? undefined : Number(seconds),
+  });
+}
+
+/** What an event says of its sender; whatever else it carries is nobody's business. */
+function describedBy(event: SystemEvent): Partial<PresenceEntry> {
+  const { deviceId, instanceId, host, ip, mode, version, platform, reason, roles, scopes } = event;
+  const { deviceFamily, modelIdentifier, lastInputSeconds, tags } = event;
+  return withoutUndefined({
+    ...{ deviceId, instanceId, host, ip, mode, version, platform, reason, roles, scopes },
+    ...{ deviceFamily, modelIdentifier, lastInputSeconds, tags },
   });
 }
 

@@ -8,6 +8,7 @@ import { type GatewayFlags, gatewaySettings } from "../config/settings.ts";
 import type { Terminal } from "../config/terminal.ts";
 import { type Interfaces, readInterfaces } from "./bind.ts";
 import { InstanceLock, readLock } from "./lock.ts";
+import { refuseForeignState } from "./permissions.ts";
 import { findPortHolder } from "./port_holder.ts";
 import { StartRefusal } from "./preflight.ts";
 import { type Farewell, type RunningGateway, startGateway } from "./start.ts";
@@ -44,6 +45,7 @@ export async function runGateway(options: RunOptions): Promise<number> {
   Deno.umask(0o077);
   try {
     await Deno.mkdir(paths.stateDir, { recursive: true, mode: 0o700 });
+    await refuseForeignState(paths.stateDir);
     if (options.isForced) await stopHolder(options);
     using lock = await InstanceLock.acquire(paths.lockFile);
     const reading = await readConfig({ path: paths.configPath, env: paths.env });

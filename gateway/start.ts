@@ -9,6 +9,8 @@ import { Dispatcher } from "../rpc/dispatch.ts";
 import { type ProcessRunner, systemRunner } from "../tunnel/process.ts";
 import { whois } from "../tunnel/tailscale.ts";
 import type { AdmissionRules, PairingNews } from "./admission.ts";
+import { Approvals } from "./approvals.ts";
+import { type AuditFacts, AuditTrail } from "./audit.ts";
 import { sessionDefaults } from "./agents.ts";
 import {
   bindHost,
@@ -18,11 +20,12 @@ import {
   tailnetAddresses,
 } from "./bind.ts";
 import { Connections } from "./connections.ts";
-import { DeviceStore } from "./devices.ts";
+import { type DeviceClaim, DeviceStore } from "./devices.ts";
 import { Coalescer, EventHub } from "./events.ts";
 import type { Call, Gateway } from "./gateway.ts";
 import { HealthMonitor } from "./health.ts";
 import { Hello } from "./hello.ts";
+import { InviteStore } from "./invites.ts";
 import { LoginLimiter } from "./limiter.ts";
 import { listen } from "./listen.ts";
 import { METHODS } from "./methods/mod.ts";
@@ -93,6 +96,20 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
   const events = new EventHub();
   const limiter = parts.use(new LoginLimiter(settings.auth.rateLimit.value));
   const devices = new DeviceStore(store);
+  const invites = new InviteStore(store);
+  const audit = parts.use(new AuditTrail(store));
+  const approvals = parts.use(
+    new Approvals({
+      requested: (approval) => events.publish("exec.approval.requested", approval),
+      resolved: (id, decision, resolvedBy) =>
+        events.publish("exec.approval.resolved", {
+          id,
+          decision,
+          ...(resolvedBy && { resolvedBy }),
+          ts: Date.now(),
+        }),
+    }),
+  );
   const systemEvents = new SystemEvents(store);
   const heartbeats = { areEnabled: true };
   const config = parts.use(
@@ -168,11 +185,15 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
       allowTailscale: settings.auth.allowTailscale.value,
       silentPairing: settings.auth.silentPairing.value,
     },
-    allowInsecureControlUi: settings.controlUi.allowInsecureAuth.value,
+    get allowInsecureControlUi() {
+      const { allowInsecureAuth, allowInsecureAuthUntil } = settings.controlUi;
+      return allowInsecureAuth.value && Date.now() < Date.parse(allowInsecureAuthUntil.value ?? "");
+    },
     devices,
+    invites,
     limiter,
     whois: (address) => whois(options.runner ?? systemRunner, address),
-    onPairing: (news) => announce(news, events),
+    onPairing: (news) => announce(news, events, audit),
   };
   let isReady = false;
   const gateway: Gateway = {
@@ -197,6 +218,9 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
     },
     admission,
     devices,
+    invites,
+    audit,
+    approvals,
     events,
     connections: new Connections(events, log.child("ws")),
     presence,
@@ -233,12 +257,45 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
   };
 }
 
-function announce(news: PairingNews, events: EventHub) {
-  if (news.kind === "requested") {
-    events.publish("device.pair.requested", news.request);
-    return;
+/** Tells operators of pairings, and the audit trail. */
+function announce(news: PairingNews, events: EventHub, audit: AuditTrail) {
+  const ts = Date.now();
+  switch (news.kind) {
+    case "requested": {
+      events.publish("device.pair.requested", news.request);
+      return audit.record("device.requested", factsOf(news.request, news.request));
+    }
+    case "superseded": {
+      const { requestId, deviceId } = news;
+      events.publish("device.pair.resolved", { requestId, deviceId, decision: "rejected", ts });
+      const reason = "replaced by a request for something else";
+      return audit.record("device.rejected", { requestId, deviceId, reason });
+    }
+    case "approved": {
+      const { requestId, claim, inviteId } = news;
+      const { deviceId } = claim;
+      events.publish("device.pair.resolved", { requestId, deviceId, decision: "approved", ts });
+      const facts = factsOf(claim, { inviteId });
+      return inviteId
+        ? audit.record("invite.used", facts)
+        : audit.record("device.paired", { ...facts, reason: "on the gateway's own machine" });
+    }
   }
-  const decision = news.kind === "approved" ? "approved" : "rejected";
-  const { requestId, deviceId } = news;
-  events.publish("device.pair.resolved", { requestId, deviceId, decision, ts: Date.now() });
+}
+
+function factsOf(
+  { deviceId, displayName, clientId, role, scopes, remoteIp }: DeviceClaim,
+  ids: { requestId?: string; inviteId?: string },
+): AuditFacts {
+  const { requestId, inviteId } = ids;
+  return {
+    deviceId,
+    displayName,
+    clientId,
+    role,
+    scopes: [...scopes],
+    ip: remoteIp,
+    requestId,
+    inviteId,
+  };
 }

@@ -10,6 +10,7 @@ const MIGRATIONS = [
      device_id TEXT PRIMARY KEY,
      public_key TEXT NOT NULL,
      display_name TEXT, platform TEXT, client_id TEXT, client_mode TEXT, remote_ip TEXT,
+     given_name TEXT,
      roles TEXT NOT NULL,
      scopes TEXT NOT NULL,
      created_at_ms INTEGER NOT NULL,
@@ -38,6 +39,23 @@ const MIGRATIONS = [
      device_id TEXT NOT NULL UNIQUE,
      request TEXT NOT NULL,
      ts INTEGER NOT NULL
+   ) STRICT;
+   CREATE TABLE invites (
+     invite_id TEXT PRIMARY KEY,
+     hash TEXT NOT NULL UNIQUE,
+     role TEXT NOT NULL,
+     scopes TEXT NOT NULL,
+     created_at_ms INTEGER NOT NULL,
+     expires_at_ms INTEGER NOT NULL,
+     used_at_ms INTEGER, used_by TEXT
+   ) STRICT;
+   CREATE TABLE audit (
+     audit_id INTEGER PRIMARY KEY,
+     ts INTEGER NOT NULL,
+     event TEXT NOT NULL,
+     facts TEXT NOT NULL,
+     count INTEGER NOT NULL,
+     last_ts INTEGER NOT NULL
    ) STRICT;
    CREATE TABLE system_events (
      event_id INTEGER PRIMARY KEY,

@@ -20,7 +20,8 @@ import {
   optional,
   text,
 } from "../../rpc/shape.ts";
-import { type Gateway, method } from "../gateway.ts";
+import { type Caller, type Gateway, method, nameOf } from "../gateway.ts";
+import { changedPaths } from "../reload.ts";
 
 const DEFAULT_RESTART_DELAY_MS = 2_000;
 const MAX_RESTART_DELAY_MS = 60_000;
@@ -111,9 +112,9 @@ export const configMethods = [
     scope: "operator.admin",
     params: object({ raw: nonEmpty(), baseHash: optional(text()) }),
     result: Written,
-    async handle({ raw, baseHash }, { gateway }) {
+    async handle({ raw, baseHash }, { gateway, caller }) {
       const current = await readOnTopOf(gateway, baseHash);
-      const { path, config } = await write(gateway, current, raw);
+      const { path, config } = await write(gateway, caller, current, raw);
       return { ok: true, path, config };
     },
   }),
@@ -123,7 +124,7 @@ export const configMethods = [
     scope: "operator.admin",
     params: Change,
     result: Restarting,
-    async handle({ raw, baseHash, note, restartDelayMs }, { gateway }) {
+    async handle({ raw, baseHash, note, restartDelayMs }, { gateway, caller }) {
       const current = await readOnTopOf(gateway, baseHash);
       if (!current.valid) {
         throw new RpcError("INVALID_REQUEST", "invalid config; fix before patching", {
@@ -134,8 +135,8 @@ export const configMethods = [
       if (typeof patch !== "object" || patch === null || Array.isArray(patch)) {
         throw new RpcError("INVALID_REQUEST", "config.patch raw must be an object");
       }
-      const merged = mergePatch(current.raw ?? "", patch);
-      const written = await write(gateway, current, merged);
+      const merged = merge(current.raw ?? "", patch);
+      const written = await write(gateway, caller, current, merged);
       return restarting(gateway, written, { reason: "config.patch", note, restartDelayMs });
     },
   }),
@@ -145,9 +146,9 @@ export const configMethods = [
     scope: "operator.admin",
     params: Change,
     result: Restarting,
-    async handle({ raw, baseHash, note, restartDelayMs }, { gateway }) {
+    async handle({ raw, baseHash, note, restartDelayMs }, { gateway, caller }) {
       const current = await readOnTopOf(gateway, baseHash);
-      const written = await write(gateway, current, raw);
+      const written = await write(gateway, caller, current, raw);
       return restarting(gateway, written, { reason: "config.apply", note, restartDelayMs });
     },
   }),
@@ -172,7 +173,8 @@ async function readOnTopOf(gateway: Gateway, baseHash?: string): Promise<ConfigR
 }
 
 async function write(
-  { paths }: Gateway,
+  { paths, audit }: Gateway,
+  caller: Caller,
   current: ConfigReading,
   raw: string,
 ): Promise<ConfigReading> {
@@ -185,14 +187,30 @@ async function write(
     });
   }
   try {
-    return await writeConfig(paths.configPath, withSecrets(raw, current), {
+    const written = await writeConfig(paths.configPath, withSecrets(raw, current), {
       env: paths.env,
       expectedHash: current.hash,
     });
+    const changed = changedPaths(current.config, written.config).slice(0, 20).join(", ");
+    audit.record("config.changed", { by: nameOf(caller), reason: changed || "nothing but layout" });
+    return written;
   } catch (error) {
-    if (!(error instanceof ConfigError)) throw error;
-    throw new RpcError("INVALID_REQUEST", error.message, { cause: error });
+    throw refused(error);
   }
+}
+
+function merge(raw: string, patch: object): string {
+  try {
+    return mergePatch(raw, patch);
+  } catch (error) {
+    throw refused(error);
+  }
+}
+
+/** What is wrong with a change is its author's to know. */
+function refused(error: unknown): unknown {
+  if (!(error instanceof ConfigError)) return error;
+  return new RpcError("INVALID_REQUEST", error.message, { cause: error });
 }
 
 /** An editor that was shown the file without its secrets gives them back unchanged. */

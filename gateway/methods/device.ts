@@ -12,8 +12,10 @@ import {
   optional,
   text,
 } from "../../rpc/shape.ts";
+import { AuditEntry } from "../audit.ts";
 import { PairedDevice, type PairingRequest } from "../devices.ts";
-import { type Caller, type Gateway, method } from "../gateway.ts";
+import { type Caller, type Gateway, method, nameOf } from "../gateway.ts";
+import { DEFAULT_TTL_MS, Invite, MAX_OPEN, MAX_TTL_MS } from "../invites.ts";
 
 const RoleName = oneOf(["operator", "node"]);
 const RequestId = object({ requestId: nonEmpty() });
@@ -35,6 +37,9 @@ const Pending = object({
   isRepair: boolean(),
   ts: integer(),
 });
+
+/** Characters of a name somebody gives a device. */
+const MAX_NAME = 100;
 
 export const deviceMethods = [
   method({
@@ -60,7 +65,7 @@ export const deviceMethods = [
       mustHold(caller, request.scopes);
       if (request.role === "node") mustHold(caller, ["operator.admin"]);
       const device = gateway.devices.approve(requestId)!;
-      announce(gateway, request, "approved");
+      resolved(gateway, caller, request, "approved");
       return { requestId, device };
     },
   }),
@@ -70,10 +75,10 @@ export const deviceMethods = [
     scope: "operator.pairing",
     params: RequestId,
     result: object({ requestId: text(), deviceId: text() }),
-    handle({ requestId }, { gateway }) {
+    handle({ requestId }, { gateway, caller }) {
       const request = gateway.devices.reject(requestId);
       if (!request) throw new RpcError("INVALID_REQUEST", "unknown requestId");
-      announce(gateway, request, "rejected");
+      resolved(gateway, caller, request, "rejected");
       return { requestId, deviceId: request.deviceId };
     },
   }),
@@ -89,7 +94,26 @@ export const deviceMethods = [
       mustHold(caller, device.scopes);
       gateway.devices.remove(deviceId);
       gateway.connections.closeDevice(deviceId, "device removed");
+      gateway.audit.record("device.removed", { by: nameOf(caller), deviceId });
       return { deviceId };
+    },
+  }),
+  method({
+    name: "node.rename",
+    summary: "Give a device a name of your own",
+    scope: "operator.pairing",
+    params: object({ nodeId: nonEmpty(), displayName: nonEmpty() }),
+    result: object({ nodeId: text(), displayName: text() }),
+    handle({ nodeId, displayName }, { gateway: { devices, audit }, caller }) {
+      const name = displayName.trim().slice(0, MAX_NAME);
+      if (name === "") throw new RpcError("INVALID_REQUEST", "displayName required");
+      if (!devices.rename(nodeId, name)) throw new RpcError("INVALID_REQUEST", "unknown nodeId");
+      audit.record("device.renamed", {
+        by: nameOf(caller),
+        deviceId: nodeId,
+        displayName: name,
+      });
+      return { nodeId, displayName: name };
     },
   }),
   method({
@@ -108,11 +132,17 @@ export const deviceMethods = [
       scopes: list(text()),
       rotatedAtMs: integer(),
     }),
-    handle({ deviceId, role, scopes }, { gateway: { devices }, caller }) {
+    handle({ deviceId, role, scopes }, { gateway: { devices, audit }, caller }) {
       const held = devices.scopesOf(deviceId, role);
       if (!held) throw new RpcError("INVALID_REQUEST", "unknown deviceId/role");
       mustHold(caller, scopes ?? held);
       const issued = devices.rotate(deviceId, role, scopes)!;
+      audit.record("token.rotated", {
+        by: nameOf(caller),
+        deviceId,
+        role,
+        scopes: issued.scopes,
+      });
       // Only the device itself, and the owner of the shared secret, may learn the text.
       const mayLearn = caller.deviceId === deviceId ||
         (caller.isSharedSecret && hasScope(caller.scopes, "operator.admin"));
@@ -137,8 +167,78 @@ export const deviceMethods = [
       mustHold(caller, held);
       const revokedAtMs = gateway.devices.revoke(deviceId, role)!;
       gateway.connections.closeDevice(deviceId, "device token revoked", role);
+      gateway.audit.record("token.revoked", { by: nameOf(caller), deviceId, role });
       return { deviceId, role, revokedAtMs };
     },
+  }),
+  method({
+    name: "device.invite.create",
+    summary: "Make a single-use invitation that pairs one device without asking again",
+    scope: "operator.pairing",
+    params: object({
+      role: optional(RoleName),
+      scopes: optional(list(nonEmpty())),
+      ttlMs: optional(integer({ min: 10_000, max: MAX_TTL_MS })),
+    }),
+    result: object({
+      inviteId: text(),
+      secret: text(),
+      role: text(),
+      scopes: list(text()),
+      createdAtMs: integer(),
+      expiresAtMs: integer(),
+    }),
+    handle({ role = "operator", scopes, ttlMs = DEFAULT_TTL_MS }, { gateway, caller }) {
+      const granted = scopes ?? (role === "operator" ? [...caller.scopes] : []);
+      mustHold(caller, granted);
+      if (role === "node") mustHold(caller, ["operator.admin"]);
+      const invite = gateway.invites.create(role, granted, ttlMs);
+      if (!invite) {
+        throw new RpcError(
+          "UNAVAILABLE",
+          `more than ${MAX_OPEN} invitations are open; revoke some`,
+        );
+      }
+      const { inviteId } = invite;
+      gateway.audit.record("invite.created", {
+        by: nameOf(caller),
+        inviteId,
+        role,
+        scopes: granted,
+      });
+      return { ...invite };
+    },
+  }),
+  method({
+    name: "device.invite.list",
+    summary: "Invitations that are open, were used, or have expired",
+    scope: "operator.pairing",
+    params: object({}),
+    result: object({ invites: list(Invite) }),
+    handle: (_, { gateway }) => ({ invites: gateway.invites.list() }),
+  }),
+  method({
+    name: "device.invite.revoke",
+    summary: "Void an invitation that was not used yet",
+    scope: "operator.pairing",
+    params: object({ inviteId: nonEmpty() }),
+    result: object({ inviteId: text() }),
+    handle({ inviteId }, { gateway: { invites, audit }, caller }) {
+      if (!invites.revoke(inviteId)) throw new RpcError("INVALID_REQUEST", "unknown inviteId");
+      audit.record("invite.revoked", { by: nameOf(caller), inviteId });
+      return { inviteId };
+    },
+  }),
+  method({
+    name: "audit.list",
+    summary: "Who was let in, approved, rotated or refused, why, and from where; newest first",
+    scope: "operator.admin",
+    params: object({
+      sinceMs: optional(integer({ min: 0 })),
+      limit: optional(integer({ min: 1, max: 5_000 })),
+    }),
+    result: object({ ts: integer(), entries: list(AuditEntry) }),
+    handle: (filter, { gateway: { audit } }) => ({ ts: Date.now(), entries: audit.list(filter) }),
   }),
 ];
 
@@ -150,10 +250,21 @@ function mustHold({ scopes }: Caller, wanted: readonly string[]) {
   });
 }
 
-function announce(
-  { events }: Gateway,
-  { requestId, deviceId }: PairingRequest,
+function resolved(
+  { events, audit }: Gateway,
+  caller: Caller,
+  { requestId, deviceId, displayName, clientId, role, scopes, remoteIp }: PairingRequest,
   decision: "approved" | "rejected",
 ) {
   events.publish("device.pair.resolved", { requestId, deviceId, decision, ts: Date.now() });
+  audit.record(`device.${decision}`, {
+    by: nameOf(caller),
+    requestId,
+    deviceId,
+    displayName,
+    clientId,
+    role,
+    scopes: [...scopes],
+    ip: remoteIp,
+  });
 }

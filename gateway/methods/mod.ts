@@ -2,9 +2,11 @@
 
 import type { Method } from "../../rpc/method.ts";
 import type { Call } from "../gateway.ts";
+import { approvalMethods } from "./approval.ts";
 import { configMethods } from "./config.ts";
 import { deviceMethods } from "./device.ts";
 import { gatewayMethods } from "./gateway.ts";
+import { nodeMethods } from "./node.ts";
 import { systemMethods } from "./system.ts";
 import { voiceMethods } from "./voice.ts";
 
@@ -13,5 +15,7 @@ export const METHODS: readonly Method<Call>[] = [
   ...voiceMethods,
   ...configMethods,
   ...deviceMethods,
+  ...approvalMethods,
+  ...nodeMethods,
   ...gatewayMethods,
 ];
