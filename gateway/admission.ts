@@ -118,7 +118,7 @@ export async function admit(knock: Knock, rules: AdmissionRules): Promise<Admiss
   if (deviceToken) return { role, scopes, method, deviceId: claim.deviceId, deviceToken };
   // A Control UI excused from pairing has no record that could hold a token.
   const isPaired = !isExcused || rules.devices.pairingReason(claim) === undefined;
-  const issued = isPaired ? rules.devices.issue(claim.deviceId, role, scopes) : undefined;
+  const issued = isPaired ? rules.devices.issueAtConnect(claim.deviceId, role, scopes) : undefined;
   return { role, scopes, method, deviceId: claim.deviceId, ...(issued && { deviceToken: issued }) };
 }
 
@@ -295,12 +295,15 @@ async function authenticate(
   const isNeverLocked = provenance.isLocalDirect && !provenance.hasOrigin;
   const lockedForMs = isNeverLocked ? 0 : limiter.lockedForMs(provenance.limiterKey);
   if (lockedForMs > 0) throw rateLimited(lockedForMs, knock);
+  const { inviteId } = claim && auth.bootstrapToken
+    ? rules.invites.find(auth.bootstrapToken, claim.role, claim.scopes) ?? {}
+    : {};
   if (rule.allowTailscale && !provenance.isLocalDirect && await isTailscaleUser(knock, rules)) {
-    return { method: "tailscale" };
+    return { method: "tailscale", inviteId };
   }
-  if (rule.mode === "none") return { method: "none" };
+  if (rule.mode === "none") return { method: "none", inviteId };
   const verdict = checkSharedSecret(auth, rule);
-  if (verdict === "ok") return { method: rule.mode };
+  if (verdict === "ok") return { method: rule.mode, inviteId };
   const candidate = auth.deviceToken || auth.token;
   if (claim && candidate) {
     const token = devices.verify(claim, candidate);
@@ -308,9 +311,6 @@ async function authenticate(
       return { method: "device-token", deviceToken: { token: candidate, ...token } };
     }
   }
-  const { inviteId } = claim && auth.bootstrapToken
-    ? rules.invites.find(auth.bootstrapToken, claim.role, claim.scopes) ?? {}
-    : {};
   if (inviteId) return { method: "device-token", inviteId };
   const isWrong = verdict === "mismatch" || Boolean(auth.deviceToken || auth.bootstrapToken);
   if (isWrong && isNeverLocked) {

@@ -107,8 +107,9 @@ async function authorize(
   const verdict = auth.mode === "none" ? "missing" : checkSharedSecret({ token: secret }, auth);
   if (verdict === "ok") return undefined;
   if (verdict === "mismatch") {
-    if (isNeverLocked) await limiter.failLate(from.limiterKey);
-    else limiter.fail(from.limiterKey);
+    if (!isNeverLocked) limiter.fail(from.limiterKey);
+    // Too many of its guesses wait already: an early answer would let parallel ones go faster.
+    else if (!await limiter.failLate(from.limiterKey)) incoming.socket.destroy();
   }
   return context.json(UNAUTHORIZED, 401);
 }

@@ -69,12 +69,14 @@ interface Merged {
 }
 
 export class AuditTrail {
+  readonly #store: Store;
   readonly #now: () => number;
   readonly #sql;
   readonly #merged = new Map<string, Merged>();
   #timer?: ReturnType<typeof setTimeout>;
 
   constructor(store: Store, now: () => number = Date.now) {
+    this.#store = store;
     this.#now = now;
     this.#sql = {
       add: store.prepare(
@@ -117,7 +119,8 @@ export class AuditTrail {
       return;
     }
     const shown = key.endsWith(" from many") ? { code, reason: "from many addresses" } : facts;
-    const auditId = this.record("connect.refused", shown);
+    const auditId = this.#store.attempt(() => this.record("connect.refused", shown));
+    if (auditId === undefined) return;
     this.#merged.set(key, { auditId, firstMs: now, lastMs: now, count: 1, isDirty: false });
     this.#timer ??= setTimeout(() => this.flush(), FLUSH_MS);
   }
@@ -141,7 +144,9 @@ export class AuditTrail {
     this.#timer = undefined;
     const now = this.#now();
     for (const [key, one] of this.#merged) {
-      if (one.isDirty) this.#sql.count.run(one.count, one.lastMs, one.auditId);
+      if (one.isDirty) {
+        this.#store.attempt(() => this.#sql.count.run(one.count, one.lastMs, one.auditId));
+      }
       one.isDirty = false;
       if (now - one.firstMs >= MERGE_MS) this.#merged.delete(key);
     }

@@ -6,7 +6,7 @@ import type { IncomingMessage } from "node:http";
 import type { WebSocket } from "ws";
 import type { Buffer } from "node:buffer";
 import type { Socket } from "node:net";
-import { type ClientInfo, ConnectParams, negotiate } from "../rpc/connect.ts";
+import { CLIENT_ID, type ClientInfo, ConnectParams, negotiate } from "../rpc/connect.ts";
 import { invalidParams, MAX_PROBLEMS, type Outcome } from "../rpc/dispatch.ts";
 import {
   closeReason,
@@ -34,6 +34,7 @@ import type { PreparedEvent, Subscriber } from "./events.ts";
 import type { Call, Gateway } from "./gateway.ts";
 import { LARGE_MESSAGE_BYTES } from "./memory.ts";
 import type { Headers, Provenance } from "./network.ts";
+import type { Declaration } from "./nodes.ts";
 
 type Phase = "waiting" | "connecting" | "open" | "closing";
 
@@ -69,6 +70,8 @@ export class Connection implements Subscriber {
   #seq = 0;
   #isAlive = true;
   #presenceKey?: string;
+  /** What a node offers, until it is registered. */
+  #declaration?: Declaration;
   /** Frames that came behind the connect, until it is decided. */
   #early: string[] = [];
   /** What has come beside the connect before that was decided (D1). */
@@ -120,14 +123,15 @@ export class Connection implements Subscriber {
     this.#socket.send(bytes, { binary: false });
   }
 
-  /** An event for this connection alone, without a number. */
-  sendEvent(name: string, payload: unknown) {
-    if (this.#phase !== "open") return;
+  /** An event for this connection alone, without a number. @returns false when it has ended */
+  sendEvent(name: string, payload: unknown): boolean {
+    if (this.#phase !== "open" || this.#isGone()) return false;
     this.#send(
       this.#isJsonRpc
         ? JSON.stringify({ jsonrpc: "2.0", method: name, params: payload })
         : encodeEvent(name, payload),
     );
+    return true;
   }
 
   closeAsSlow() {
@@ -221,13 +225,26 @@ export class Connection implements Subscriber {
           : encodeResponseJson(first.id as string, json),
       );
       this.#settleIn();
-    } catch (error) {
-      if (!(error instanceof Refusal)) throw error;
+    } catch (thrown) {
+      const error = thrown instanceof Refusal ? thrown : this.#fault(thrown);
       if (error.isSilent || this.#isGone()) return this.terminate();
       this.#logRefusal(error, first.params);
       this.#answerConnect(first.id, error);
       this.close(error.closeCode, error.closeReason);
     }
+  }
+
+  /** What went wrong is for the log; the client learns where to look. */
+  #fault(error: unknown): Refusal {
+    const id = crypto.randomUUID();
+    const text = error instanceof Error ? error.stack ?? error.message : String(error);
+    this.#gateway.log.error("a handshake failed", { id, connId: this.id, error: text });
+    return new Refusal("UNAVAILABLE", `internal error in connect (id ${id})`, {
+      code: "INTERNAL_ERROR",
+      layer: "protocol",
+      retryable: true,
+      fix: `On the gateway's host: zero logs, and look for ${id}`,
+    }, { closeCode: 1011, closeReason: "internal error" });
   }
 
   #readParams(given: unknown): { params: ConnectParams; protocol: number } {
@@ -254,12 +271,14 @@ export class Connection implements Subscriber {
   }
 
   /** Becomes a member: from here on there are calls and events. @returns hello-ok as JSON text */
-  #enter({ client, device }: ConnectParams, admission: Admission): string {
+  #enter(params: ConnectParams, admission: Admission): string {
+    const { client, device, caps = [], commands = [], pathEnv, permissions } = params;
     const gateway = this.#gateway;
     this.role = admission.role;
     this.scopes = admission.scopes;
     this.deviceId = admission.deviceId;
     this.client = client;
+    if (this.role === "node") this.#declaration = { caps, commands, pathEnv, permissions };
     this.#call = {
       gateway,
       caller: {
@@ -310,6 +329,8 @@ export class Connection implements Subscriber {
     this.#phase = "open";
     raisePayloadLimit(this.#socket);
     gateway.connections.admit(this);
+    if (this.#declaration) gateway.nodes.register(this.#nodeId, this, this.#declaration);
+    this.#declaration = undefined;
     this.#headers = undefined;
     gateway.healthNews.schedule();
     if (this.role === "node") {
@@ -386,6 +407,11 @@ export class Connection implements Subscriber {
     if (this.bufferedBytes > MAX_BUFFERED_BYTES && this.#phase === "open") this.closeAsSlow();
   }
 
+  /** A node is its device; without one, its client id (§4.6). */
+  get #nodeId(): string {
+    return this.deviceId ?? this.client?.id ?? this.id;
+  }
+
   #isGone(): boolean {
     return this.#phase === "closing" || this.#socket.readyState !== this.#socket.OPEN;
   }
@@ -408,11 +434,12 @@ export class Connection implements Subscriber {
     const { device, client, role } = (params ?? {}) as Partial<ConnectParams>;
     this.#gateway.audit.refuse({
       code: details.code,
-      reason: message.slice(0, 200),
+      // What is wrong with the params names keys that the stranger made up.
+      ...(details.layer !== "protocol" && { reason: message.slice(0, 200) }),
       ip: this.#provenance.client ?? this.#provenance.peer,
-      ...named("deviceId", device?.id),
-      ...named("clientId", client?.id),
-      ...named("role", role),
+      ...wellFormed("deviceId", device?.id, /^[0-9a-f]{64}$/),
+      ...wellFormed("clientId", client?.id, CLIENT_ID),
+      ...wellFormed("role", role, /^(operator|node)$/),
     });
     this.#gateway.log.warn("refused a connect", {
       code: details.code,
@@ -426,6 +453,7 @@ export class Connection implements Subscriber {
     const gateway = this.#gateway;
     this.#phase = "closing";
     gateway.connections.remove(this);
+    if (this.role === "node") gateway.nodes.unregister(this.#nodeId, this.id);
     if (this.#call) {
       gateway.log.info("disconnected", { connId: this.id, client: this.client?.id });
     }
@@ -455,9 +483,17 @@ function readFirst(text: string): First | string {
   return { isJsonRpc: false, ...request };
 }
 
-/** What a stranger says of itself, cut short; nothing of it has been checked. */
-function named<K extends string>(key: K, value: unknown): { [P in K]?: string } {
-  return typeof value === "string" ? { [key]: value.slice(0, 80) } as { [P in K]: string } : {};
+/**
+ * What a stranger says of itself, where it looks like what it should be: a secret in the wrong place
+ * is not kept.
+ */
+function wellFormed<K extends string>(
+  key: K,
+  value: unknown,
+  pattern: RegExp,
+): { [P in K]?: string } {
+  const isFine = typeof value === "string" && value.length <= 80 && pattern.test(value);
+  return isFine ? { [key]: value } as { [P in K]: string } : {};
 }
 
 function notConnect(): Refusal {

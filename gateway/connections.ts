@@ -63,11 +63,21 @@ export class Connections {
     return this.#open.size;
   }
 
-  /** Closes the connections of a device, of one role of it if that is given. */
-  closeDevice(deviceId: string, reason: string, role?: string) {
+  /**
+   * Closes the connections of a device, of one role of it if that is given.
+   *
+   * @param callerId the connection that asks for it, which gets its answer first
+   */
+  closeDevice(
+    deviceId: string,
+    reason: string,
+    { role, callerId }: { role?: string; callerId: string },
+  ) {
     for (const connection of this.#open.values()) {
       if (connection.deviceId !== deviceId) continue;
-      if (role === undefined || connection.role === role) connection.close(4001, reason);
+      if (role !== undefined && connection.role !== role) continue;
+      if (connection.id !== callerId) connection.close(4001, reason);
+      else setTimeout(() => connection.close(4001, reason));
     }
   }
 

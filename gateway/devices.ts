@@ -114,6 +114,8 @@ export class DeviceStore {
            approved_at_ms = excluded.approved_at_ms`,
       ),
       rename: prepare("UPDATE devices SET given_name = ? WHERE device_id = ?"),
+      setRoles: prepare("UPDATE devices SET roles = ? WHERE device_id = ?"),
+      removeRole: prepare("DELETE FROM device_roles WHERE device_id = ? AND role = ?"),
       removeDevice: prepare("DELETE FROM devices WHERE device_id = ?"),
       role: prepare("SELECT * FROM device_roles WHERE device_id = ? AND role = ?"),
       roles: prepare("SELECT * FROM device_roles WHERE device_id = ? ORDER BY role"),
@@ -178,7 +180,7 @@ export class DeviceStore {
       const row = this.#sql.pendingOf.get(claim.deviceId) as Row | undefined;
       const before = row && readPending(row);
       const isSame = before?.role === claim.role && before.publicKey === claim.publicKey &&
-        before.scopes.join() === claim.scopes.join();
+        JSON.stringify(before.scopes) === JSON.stringify(claim.scopes);
       if (before) this.#sql.removePending.run(before.requestId);
       const request: PairingRequest = {
         ...claim,
@@ -250,12 +252,15 @@ export class DeviceStore {
       (row.remote_ip ?? undefined) === claim.remoteIp &&
       (claim.displayName === undefined || row.display_name === claim.displayName);
     if (isKnown) return;
-    this.#putDevice({ ...claim, displayName: claim.displayName ?? textOf(row.display_name) }, {
-      roles: parse(row.roles),
-      scopes: parse(row.scopes),
-      createdAtMs: Number(row.created_at_ms),
-      approvedAtMs: Number(row.approved_at_ms),
-    });
+    const now = { ...claim, displayName: claim.displayName ?? textOf(row.display_name) };
+    this.#store.attempt(() =>
+      this.#putDevice(now, {
+        roles: parse(row.roles),
+        scopes: parse(row.scopes),
+        createdAtMs: Number(row.created_at_ms),
+        approvedAtMs: Number(row.approved_at_ms),
+      })
+    );
   }
 
   find(deviceId: string): PairedDevice | undefined {
@@ -278,6 +283,19 @@ export class DeviceStore {
     return this.#store.transaction(() => {
       this.#sql.removePendingOf.run(deviceId);
       return Number(this.#sql.removeDevice.run(deviceId).changes) > 0;
+    });
+  }
+
+  /** Takes one role from a device; without any left it is forgotten. */
+  removeRole(deviceId: string, role: Role): boolean {
+    const device = this.find(deviceId);
+    if (!device?.roles.includes(role)) return false;
+    if (device.roles.length === 1) return this.remove(deviceId);
+    return this.#store.transaction(() => {
+      const roles = JSON.stringify(device.roles.filter((one) => one !== role));
+      this.#sql.setRoles.run(roles, deviceId);
+      this.#sql.removeRole.run(deviceId, role);
+      return true;
     });
   }
 
@@ -304,6 +322,15 @@ export class DeviceStore {
       this.#sql.addToken.run(deviceId, role, hashOf(token), JSON.stringify(sorted));
       return { token, role, scopes: sorted, issuedAtMs: now };
     });
+  }
+
+  /** The token of a device that connects without one; none when it cannot be kept. */
+  issueAtConnect(
+    deviceId: string,
+    role: Role,
+    scopes: readonly string[],
+  ): IssuedToken | undefined {
+    return this.#store.attempt(() => this.issue(deviceId, role, scopes));
   }
 
   /**
@@ -349,13 +376,15 @@ export class DeviceStore {
     const found = candidates[index];
     if (!found) return { ok: false, reason: "token-mismatch" };
     if (!coversScopes(parse(found.scopes), scopes)) return { ok: false, reason: "scope-mismatch" };
-    this.#store.transaction(() => {
-      if (found.is_used === 0) this.#sql.useToken.run(found.token_id);
-      if (index === 0 && candidates.length > 1) {
-        this.#sql.removeOtherTokens.run(deviceId, role, found.token_id);
-      }
-      this.#sql.useRole.run(this.#now(), deviceId, role);
-    });
+    this.#store.attempt(() =>
+      this.#store.transaction(() => {
+        if (found.is_used === 0) this.#sql.useToken.run(found.token_id);
+        if (index === 0 && candidates.length > 1) {
+          this.#sql.removeOtherTokens.run(deviceId, role, found.token_id);
+        }
+        this.#sql.useRole.run(this.#now(), deviceId, role);
+      })
+    );
     return {
       ok: true,
       scopes: parse(found.scopes),

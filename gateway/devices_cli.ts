@@ -342,7 +342,7 @@ function findDevice(devices: readonly Paired[], query: string): Paired {
   const wanted = query.trim().toLowerCase();
   const matches = devices.find(({ deviceId }) => deviceId === wanted) ??
     devices.filter((one) =>
-      one.remoteIp === wanted || plain(one.displayName ?? "") === plain(wanted) ||
+      one.remoteIp === wanted || isName(wanted, one.displayName) ||
       (wanted.length >= 6 && one.deviceId.startsWith(wanted))
     );
   if (!Array.isArray(matches)) return matches;
@@ -358,7 +358,9 @@ function findDevice(devices: readonly Paired[], query: string): Paired {
 
 function findRequest(pending: readonly Pending[], query: string): Pending {
   const wanted = query.trim().toLowerCase();
-  const matches = pending.filter(({ requestId }) => requestId.startsWith(wanted));
+  const matches = wanted === ""
+    ? []
+    : pending.filter(({ requestId }) => requestId.startsWith(wanted));
   if (matches.length === 1) return matches[0];
   throw new RpcError(
     "INVALID_REQUEST",
@@ -428,7 +430,7 @@ function showPending(pending: readonly Pending[], terminal: Terminal, { isAlways
       nameOf(one),
       one.role ?? "operator",
       scopesOf(one),
-      printable(one.remoteIp ?? "this machine"),
+      printable(one.remoteIp ?? "not known"),
       `${formatDuration(now - one.ts)} ago${one.isRepair ? ", known device" : ""}`,
     ]),
     { header: ["WAITING", "DEVICE", "ROLE", "SCOPES", "FROM", "ASKED"] },
@@ -505,7 +507,9 @@ function short(deviceId: string): string {
   return printable(deviceId.slice(0, 12));
 }
 
-/** Names are equal when only case and punctuation differ. */
-function plain(name: string): string {
-  return name.toLowerCase().replace(/[^a-z0-9]+/g, "-").replace(/^-|-$/g, "");
+/** Names are equal when only case and punctuation differ; a name without a letter is none. */
+function isName(wanted: string, name = ""): boolean {
+  const plain = (text: string) =>
+    text.toLowerCase().replace(/[^\p{L}\p{M}\p{N}]+/gu, "-").replace(/^-|-$/g, "");
+  return plain(wanted) !== "" && plain(wanted) === plain(name);
 }

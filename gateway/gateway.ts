@@ -16,8 +16,10 @@ import type { Coalescer, EventHub } from "./events.ts";
 import type { HealthMonitor } from "./health.ts";
 import type { Hello } from "./hello.ts";
 import type { InviteStore } from "./invites.ts";
+import type { LegacyNodes } from "./legacy_nodes.ts";
 import type { Collector } from "./memory.ts";
 import type { NameRules, Surroundings } from "./network.ts";
+import type { NodeRegistry } from "./nodes.ts";
 import type { Presence } from "./presence.ts";
 import type { SystemEvents } from "./system_events.ts";
 import type { VoiceWake } from "./voicewake.ts";
@@ -43,6 +45,8 @@ export interface Gateway {
   readonly invites: InviteStore;
   readonly audit: AuditTrail;
   readonly approvals: Approvals;
+  readonly nodes: NodeRegistry;
+  readonly legacyNodes: LegacyNodes;
   readonly events: EventHub;
   readonly connections: Connections;
   readonly presence: Presence;
@@ -82,9 +86,13 @@ export interface Caller extends Requester {
 }
 
 /** Whom the audit trail names as the one who did it. */
-export function nameOf({ deviceId, client }: Caller): string {
-  const who = deviceId ? `device ${deviceId}` : "shared secret";
-  return `${who} (${client.displayName ?? client.id})`;
+export function nameOf(caller: Caller): string {
+  return `${callerKey(caller)} (${caller.client.displayName ?? caller.client.id})`;
+}
+
+/** One and the same for all connections of a device, and for all that bring only the secret. */
+export function callerKey({ deviceId }: Caller): string {
+  return deviceId ? `device ${deviceId}` : "shared secret";
 }
 
 export interface Call extends CallContext {

@@ -1,6 +1,7 @@
 // `hello-ok` (§3.6). Most of it is the same for everybody and is kept as JSON text, so that a storm of
 // connects stays cheap.
 
+import { Buffer } from "node:buffer";
 import { MAX_BUFFERED_BYTES, MAX_PAYLOAD_BYTES, TICK_INTERVAL_MS } from "../rpc/frame.ts";
 import type { Admission, AuthMode } from "./admission.ts";
 import { EVENT_NAMES } from "./events.ts";
@@ -77,7 +78,7 @@ export class Hello {
     let bytes = 0;
     for (const entry of list) {
       const text = JSON.stringify(entry);
-      bytes += text.length;
+      bytes += Buffer.byteLength(text);
       if (bytes > MAX_PRESENCE_BYTES) break;
       entries.push(text);
     }

@@ -113,11 +113,15 @@ export class ConfigWatcher implements CurrentConfig {
   }
 
   async #look() {
-    const now = signatureOf(this.#reading.files);
-    const isStable = now === this.#seen;
-    this.#seen = now;
-    if (isStable && now !== this.#handled) await this.#check(now);
-    this.#schedule(LOOK_MS);
+    try {
+      const now = signatureOf(this.#reading.files);
+      const isStable = now === this.#seen;
+      this.#seen = now;
+      if (isStable && now !== this.#handled) await this.#check(now);
+    } finally {
+      // Whatever went wrong this time, the next change is noticed.
+      this.#schedule(LOOK_MS);
+    }
   }
 
   async #check(signature: string) {

@@ -84,6 +84,7 @@ class Process {
   readonly #interfaces: Interfaces = readInterfaces();
   #wish = Promise.withResolvers<Wish>();
   #isStopping = false;
+  #running?: RunningGateway;
   #restartTimer?: ReturnType<typeof setTimeout>;
 
   constructor(options: RunOptions, lock: InstanceLock, log: OpenLog, logFile: string) {
@@ -102,7 +103,7 @@ class Process {
     let lastGood = first;
     on("SIGTERM", () => this.#stop());
     on("SIGINT", () => this.#stop());
-    if (Deno.build.os !== "windows") on("SIGUSR1", () => this.#signalled(lastGood));
+    if (Deno.build.os !== "windows") on("SIGUSR1", () => this.#signalled());
 
     let reading = first;
     let flags = this.#options.flags;
@@ -116,6 +117,7 @@ class Process {
         return undefined;
       });
       gateway ??= await this.#start(lastGood, flags);
+      this.#running = gateway;
       if (gateway.settings.port.value === 0) flags = { ...flags, port: gateway.port };
       else lastGood = reading;
       this.#announce(gateway, reading, isRestart, performance.now() - begin);
@@ -214,8 +216,9 @@ class Process {
   }
 
   /** SIGUSR1 from outside restarts only where that is allowed (§12.1). */
-  #signalled({ config }: ConfigReading) {
-    if (config.commands?.restart === true) return this.#restartLater("SIGUSR1", 0);
+  #signalled() {
+    const isAllowed = this.#running?.reading.config.commands?.restart === true;
+    if (isAllowed) return this.#restartLater("SIGUSR1", 0);
     this.#log.warn("ignored SIGUSR1", { fix: "zero config set commands.restart true" });
   }
 
@@ -246,8 +249,18 @@ function show(line: string, { terminal, isVerbose }: RunOptions) {
   if (isVerbose || isWorthIt) terminal.err(formatLogLine(line, terminal.errStyle));
 }
 
-function refusalOf(error: unknown, { configPath }: Paths): StartRefusal | undefined {
+/** What the file system says when it takes nothing more, or nothing from us. */
+const DISK_ERRORS = new Set(["ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EIO"]);
+
+function refusalOf(error: unknown, { configPath, stateDir }: Paths): StartRefusal | undefined {
   if (error instanceof StartRefusal) return error;
+  const { code, syscall, message } = error as Error & { code?: string; syscall?: string };
+  if (DISK_ERRORS.has(code ?? "") && syscall === undefined) {
+    return new StartRefusal(
+      `cannot write the state directory ${stateDir}: ${message}`,
+      "Make room there and make it writable for this user, or set ZERO_STATE_DIR to another place",
+    );
+  }
   if (!(error instanceof ConfigError)) return undefined;
   const lines = error.issues.map((issue) => `\n  ${formatIssue(issue)}`);
   return new StartRefusal(

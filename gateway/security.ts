@@ -43,7 +43,8 @@ export interface Facts {
 const SHORTEST_SECRET = 20;
 const LOOSE_ATTEMPTS = 100;
 const LONG_BREAK_GLASS_MS = 30 * 86_400_000;
-const SECRET_VARIABLE = /ZERO_GATEWAY_(?:TOKEN|PASSWORD)\s*=\s*\S/;
+/** As systemd writes it, and as launchd does. */
+const SECRET_VARIABLE = /ZERO_GATEWAY_(?:TOKEN|PASSWORD)(?:\s*=\s*\S|<\/key>\s*<string>[^<])/;
 
 /** Everything found, the worst first. */
 export function judge(facts: Facts): Finding[] {
@@ -146,7 +147,7 @@ function* judgeProxies({ settings }: Facts): Generator<Finding> {
     };
   }
   for (const origin of settings.allowedOrigins.value) {
-    if (!origin.startsWith("http://") || /^http:\/\/(localhost|127\.)/.test(origin)) continue;
+    if (!origin.startsWith("http://") || isOnThisMachine(origin)) continue;
     yield {
       id: "origins.plaintext",
       level: "warn",
@@ -230,9 +231,7 @@ function* judgeSurroundings({ units, reading }: Facts): Generator<Finding> {
     };
   }
   const { controlUrl, controlToken } = reading.config.browser ?? {};
-  const isFarAway = controlUrl !== undefined && URL.canParse(controlUrl) &&
-    !/^(localhost|127\.|\[::1\])/.test(new URL(controlUrl).hostname);
-  if (isFarAway && !controlToken) {
+  if (controlUrl !== undefined && !isOnThisMachine(controlUrl) && !controlToken) {
     yield {
       id: "browser.no-token",
       level: "critical",
@@ -241,6 +240,11 @@ function* judgeSurroundings({ units, reading }: Facts): Generator<Finding> {
       fix: "zero config set browser.controlToken",
     };
   }
+}
+
+function isOnThisMachine(url: string): boolean {
+  return URL.canParse(url) &&
+    /^(localhost|127\.\d+\.\d+\.\d+|\[::1\])$/.test(new URL(url).hostname);
 }
 
 /** Looks at this installation. */
@@ -296,8 +300,11 @@ async function readUnits(folders: readonly string[]): Promise<{ path: string; te
   const units: { path: string; text: string }[] = [];
   for (const folder of folders) {
     try {
-      for await (const { name, isFile } of Deno.readDir(folder)) {
-        if (!isFile || !/zero/i.test(name)) continue;
+      for await (const { name, isFile, isDirectory } of Deno.readDir(folder)) {
+        // What `systemctl edit` adds to a unit.
+        const isDropIn = isDirectory && /zero.*\.d$/i.test(name);
+        if (isDropIn) units.push(...await readUnits([`${folder}/${name}`]));
+        if (!isFile || !/zero/i.test(`${folder.split("/").at(-1)}/${name}`)) continue;
         units.push({
           path: `${folder}/${name}`,
           text: await Deno.readTextFile(`${folder}/${name}`),

@@ -26,11 +26,13 @@ import type { Call, Gateway } from "./gateway.ts";
 import { HealthMonitor } from "./health.ts";
 import { Hello } from "./hello.ts";
 import { InviteStore } from "./invites.ts";
+import { LegacyNodes } from "./legacy_nodes.ts";
 import { LoginLimiter } from "./limiter.ts";
 import { listen } from "./listen.ts";
 import { METHODS } from "./methods/mod.ts";
 import { Collector } from "./memory.ts";
 import { AddressSet } from "./network.ts";
+import { NodeRegistry } from "./nodes.ts";
 import { refuseUnsafeStart } from "./preflight.ts";
 import { Presence } from "./presence.ts";
 import { ConfigWatcher } from "./reload.ts";
@@ -65,6 +67,8 @@ export interface RunningGateway extends AsyncDisposable {
   /** The addresses it listens on, the main one first. */
   readonly hosts: string[];
   readonly settings: GatewaySettings;
+  /** The configuration as it is now; it may have been reloaded. */
+  readonly reading: ConfigReading;
   /** What works less well than configured, one sentence each. */
   readonly warnings: string[];
   /** Says goodbye; what is left after `graceMs` is dropped when it is disposed. */
@@ -92,7 +96,16 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
   const token = mode === "token" && !chosen ? await ownToken(paths.tokenFile) : chosen;
   for (const secret of [token, password]) if (secret) log.addSecret(secret);
 
-  const store = parts.use(Store.open(paths.database));
+  const store = parts.use(
+    Store.open(
+      paths.database,
+      ({ message }) =>
+        log.warn("cannot write the database; going on without", {
+          error: message,
+          fix: `Make room on the disk of ${paths.database}`,
+        }),
+    ),
+  );
   const events = new EventHub();
   const limiter = parts.use(new LoginLimiter(settings.auth.rateLimit.value));
   const devices = new DeviceStore(store);
@@ -110,6 +123,7 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
         }),
     }),
   );
+  const nodes = parts.use(new NodeRegistry());
   const systemEvents = new SystemEvents(store);
   const heartbeats = { areEnabled: true };
   const config = parts.use(
@@ -221,6 +235,8 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
     invites,
     audit,
     approvals,
+    nodes,
+    legacyNodes: new LegacyNodes(store),
     events,
     connections: new Connections(events, log.child("ws")),
     presence,
@@ -247,6 +263,9 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
     port: listener.port,
     hosts: listener.hosts,
     settings,
+    get reading() {
+      return config.reading;
+    },
     warnings: [...settings.warnings, ...reading.warnings, ...(warning ? [warning] : [])],
     async farewell(farewell, graceMs) {
       isReady = false;

@@ -2,6 +2,7 @@
 // prepared statement and every change a transaction. What the tables mean is their owners' business.
 
 import { DatabaseSync, type StatementSync } from "node:sqlite";
+import { StartRefusal } from "./preflight.ts";
 
 /** The schema, one entry a version; an entry that was released is never changed. */
 const MIGRATIONS = [
@@ -57,6 +58,18 @@ const MIGRATIONS = [
      count INTEGER NOT NULL,
      last_ts INTEGER NOT NULL
    ) STRICT;
+   CREATE TABLE legacy_node_requests (
+     request_id TEXT PRIMARY KEY,
+     node_id TEXT NOT NULL UNIQUE,
+     request TEXT NOT NULL,
+     ts INTEGER NOT NULL
+   ) STRICT;
+   CREATE TABLE legacy_nodes (
+     node_id TEXT PRIMARY KEY,
+     node TEXT NOT NULL,
+     hash TEXT NOT NULL,
+     approved_at_ms INTEGER NOT NULL
+   ) STRICT;
    CREATE TABLE system_events (
      event_id INTEGER PRIMARY KEY,
      session_key TEXT NOT NULL,
@@ -65,26 +78,42 @@ const MIGRATIONS = [
    ) STRICT;`,
 ];
 
+/** A file of up to this size is looked through at every start, which takes 1 ms a megabyte. */
+const MAX_CHECKED_BYTES = 16 * 1_048_576;
+
 export class Store {
   readonly path: string;
   readonly #db: DatabaseSync;
+  readonly #onSkipped: (error: Error) => void;
 
-  private constructor(path: string, db: DatabaseSync) {
+  private constructor(path: string, db: DatabaseSync, onSkipped: (error: Error) => void) {
     this.path = path;
     this.#db = db;
+    this.#onSkipped = onSkipped;
   }
 
-  /** @param path a file, made with mode 0600 if it is not there, or ":memory:" */
-  static open(path: string): Store {
-    const db = new DatabaseSync(path);
-    // Durable against a killed process; a power cut may cost the last moments, never the file.
-    db.exec(
-      `PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;
-       PRAGMA busy_timeout = 2000; PRAGMA cache_size = -2000;`,
-    );
-    const store = new Store(path, db);
-    store.#migrate();
-    return store;
+  /**
+   * @param path a file, made with mode 0600 if it is not there, or ":memory:"
+   * @param onSkipped told why a change was left out, see `attempt`
+   * @throws {StartRefusal} the file is damaged, or cannot be opened for writing
+   */
+  static open(path: string, onSkipped: (error: Error) => void = () => {}): Store {
+    let db: DatabaseSync | undefined;
+    try {
+      db = new DatabaseSync(path);
+      // Durable against a killed process; a power cut may cost the last moments, never the file.
+      db.exec(
+        `PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;
+         PRAGMA busy_timeout = 2000; PRAGMA cache_size = -2000;`,
+      );
+      const store = new Store(path, db, onSkipped);
+      store.#check();
+      store.#migrate();
+      return store;
+    } catch (error) {
+      db?.close();
+      throw error instanceof StartRefusal ? error : unusable(path, error as Error);
+    }
   }
 
   /** A prepared statement; its owner keeps it. */
@@ -100,8 +129,25 @@ export class Store {
       this.#db.exec("COMMIT");
       return result;
     } catch (error) {
-      this.#db.exec("ROLLBACK");
+      try {
+        this.#db.exec("ROLLBACK");
+      } catch {
+        // A full disk has undone it already; what matters is the error that led here.
+      }
       throw error;
+    }
+  }
+
+  /**
+   * Makes a change that can be done without: on a full disk it is left out, because nobody who may
+   * come in shall be kept out for want of a note about it.
+   */
+  attempt<T>(work: () => T): T | undefined {
+    try {
+      return work();
+    } catch (error) {
+      this.#onSkipped(error as Error);
+      return undefined;
     }
   }
 
@@ -118,14 +164,24 @@ export class Store {
     this.#db.close();
   }
 
+  #check() {
+    const [pages, size] = ["page_count", "page_size"].map((name) =>
+      Number(this.prepare(`PRAGMA ${name}`).get()?.[name])
+    );
+    if (pages * size > MAX_CHECKED_BYTES) return;
+    const { quick_check: verdict } = this.prepare("PRAGMA quick_check(1)").get() ?? {};
+    if (verdict !== "ok") throw new Error(String(verdict).split("\n").at(-1));
+  }
+
   #migrate() {
     const { user_version: version } = this.prepare("PRAGMA user_version").get() as {
       user_version: number;
     };
     if (version > MIGRATIONS.length) {
-      throw new Error(
+      throw new StartRefusal(
         `Cannot open ${this.path}: it was written by a newer ZERO (schema ${version}, known ` +
           `${MIGRATIONS.length})`,
+        "Install that version again, or use another state directory: --profile NAME",
       );
     }
     for (let next = version; next < MIGRATIONS.length; next++) {
@@ -135,4 +191,15 @@ export class Store {
       });
     }
   }
+}
+
+/** The driver gives a text and no code, so damage and a disk that cannot be written look alike. */
+function unusable(path: string, cause: Error): StartRefusal {
+  const kept = `${path.slice(0, path.lastIndexOf("/"))}/damaged`;
+  return new StartRefusal(
+    `Cannot use the database ${path}: ${cause.message}`,
+    `Make room if the disk is full. If not, put a backup in its place, or begin anew, with every ` +
+      `device to be paired again: mkdir ${kept} && mv ${path}* ${kept}`,
+    { cause },
+  );
 }

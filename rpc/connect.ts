@@ -28,10 +28,11 @@ const CLIENT_IDS = [
 ];
 /** Names of the family's apps (§3.3). */
 const FAMILY_ID = "(zero|clawdbot|openclaw)-[a-z-]+";
+export const CLIENT_ID = new RegExp(`^(?:${CLIENT_IDS.join("|")}|${FAMILY_ID})$`);
 
 export const ClientInfo = object({
   id: text({
-    pattern: new RegExp(`^(?:${CLIENT_IDS.join("|")}|${FAMILY_ID})$`),
+    pattern: CLIENT_ID,
     what: "equal to one of the allowed values",
   }),
   displayName: optional(nonEmpty()),

@@ -23,16 +23,38 @@ export interface ProcessRunner {
 export const systemRunner: ProcessRunner = {
   async run(command, args, { timeoutMs }) {
     try {
-      const { code, stdout, stderr } = await new Deno.Command(command, {
+      const deadline = AbortSignal.timeout(timeoutMs);
+      const child = new Deno.Command(command, {
         args: [...args],
         stdin: "null",
-        signal: AbortSignal.timeout(timeoutMs),
-      }).output();
-      const decoder = new TextDecoder();
-      return { code, stdout: decoder.decode(stdout), stderr: decoder.decode(stderr) };
+        stdout: "piped",
+        stderr: "piped",
+        signal: deadline,
+      }).spawn();
+      // The streams end with the deadline too: a child of the child may hold them open much longer.
+      const [{ code }, stdout, stderr] = await Promise.all([
+        child.status,
+        textOf(child.stdout, deadline),
+        textOf(child.stderr, deadline),
+      ]);
+      return { code, stdout, stderr };
     } catch {
       // Not installed, not permitted, or killed by the deadline: there is no result either way.
       return undefined;
     }
   },
 };
+
+async function textOf(
+  stream: ReadableStream<Uint8Array<ArrayBuffer>>,
+  signal: AbortSignal,
+): Promise<string> {
+  let text = "";
+  const append = new WritableStream<string>({
+    write(chunk) {
+      text += chunk;
+    },
+  });
+  await stream.pipeThrough(new TextDecoderStream()).pipeTo(append, { signal });
+  return text;
+}

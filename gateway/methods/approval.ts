@@ -13,7 +13,7 @@ import {
   text,
 } from "../../rpc/shape.ts";
 import { ApprovalAnswer, ApprovalList, type Decision, DECISIONS } from "../approvals.ts";
-import { method } from "../gateway.ts";
+import { callerKey, method } from "../gateway.ts";
 
 const DEFAULT_TIMEOUT_MS = 120_000;
 
@@ -53,7 +53,20 @@ export const approvalMethods = [
         resolvedPath: params.resolvedPath ?? null,
         sessionKey: params.sessionKey ?? null,
       };
-      const answer = gateway.approvals.ask(id, request, timeoutMs, caller.closed);
+      const answer = gateway.approvals.ask(id, {
+        request,
+        binding: {
+          caller: callerKey(caller),
+          command,
+          cwd: request.cwd,
+          nodeId: params.nodeId,
+          argv: params.argv,
+          env: params.env,
+          sessionKey: request.sessionKey,
+        },
+        timeoutMs,
+        askerLeft: caller.closed,
+      });
       if (!answer) throw new RpcError("INVALID_REQUEST", "approval id already pending");
       return answer;
     },

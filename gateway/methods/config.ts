@@ -178,7 +178,9 @@ async function write(
   current: ConfigReading,
   raw: string,
 ): Promise<ConfigReading> {
-  const next = await parseConfig(raw, { path: paths.configPath, env: paths.env });
+  // First of all: what stands in place of a secret is no valid value.
+  const complete = withSecrets(raw, current);
+  const next = await parseConfig(complete, { path: paths.configPath, env: paths.env });
   if (!next.valid) {
     // Text that is no JSON5 has no keys to name; what its reader says is the message.
     const syntax = next.parsed === null ? next.issues[0] : undefined;
@@ -187,7 +189,7 @@ async function write(
     });
   }
   try {
-    const written = await writeConfig(paths.configPath, withSecrets(raw, current), {
+    const written = await writeConfig(paths.configPath, complete, {
       env: paths.env,
       expectedHash: current.hash,
     });
@@ -215,7 +217,12 @@ function refused(error: unknown): unknown {
 
 /** An editor that was shown the file without its secrets gives them back unchanged. */
 function withSecrets(raw: string, current: ConfigReading): string {
-  return current.raw !== null && raw.includes(REDACTED) ? restoreSecrets(raw, current.raw) : raw;
+  if (current.raw === null || !raw.includes(REDACTED)) return raw;
+  try {
+    return restoreSecrets(raw, current.raw);
+  } catch (error) {
+    throw refused(error);
+  }
 }
 
 function restarting(

@@ -38,9 +38,6 @@ const Pending = object({
   ts: integer(),
 });
 
-/** Characters of a name somebody gives a device. */
-const MAX_NAME = 100;
-
 export const deviceMethods = [
   method({
     name: "device.pair.list",
@@ -59,15 +56,10 @@ export const deviceMethods = [
     scope: "operator.pairing",
     params: RequestId,
     result: object({ requestId: text(), device: PairedDevice }),
-    handle({ requestId }, { gateway, caller }) {
-      const request = gateway.devices.findPending(requestId);
-      if (!request) throw new RpcError("INVALID_REQUEST", "unknown requestId");
-      mustHold(caller, request.scopes);
-      if (request.role === "node") mustHold(caller, ["operator.admin"]);
-      const device = gateway.devices.approve(requestId)!;
-      resolved(gateway, caller, request, "approved");
-      return { requestId, device };
-    },
+    handle: ({ requestId }, { gateway, caller }) => ({
+      requestId,
+      device: approveRequest(gateway, caller, requestId),
+    }),
   }),
   method({
     name: "device.pair.reject",
@@ -75,12 +67,10 @@ export const deviceMethods = [
     scope: "operator.pairing",
     params: RequestId,
     result: object({ requestId: text(), deviceId: text() }),
-    handle({ requestId }, { gateway, caller }) {
-      const request = gateway.devices.reject(requestId);
-      if (!request) throw new RpcError("INVALID_REQUEST", "unknown requestId");
-      resolved(gateway, caller, request, "rejected");
-      return { requestId, deviceId: request.deviceId };
-    },
+    handle: ({ requestId }, { gateway, caller }) => ({
+      requestId,
+      deviceId: rejectRequest(gateway, caller, requestId).deviceId,
+    }),
   }),
   method({
     name: "device.pair.remove",
@@ -93,27 +83,9 @@ export const deviceMethods = [
       if (!device) throw new RpcError("INVALID_REQUEST", "unknown deviceId");
       mustHold(caller, device.scopes);
       gateway.devices.remove(deviceId);
-      gateway.connections.closeDevice(deviceId, "device removed");
+      gateway.connections.closeDevice(deviceId, "device removed", { callerId: caller.connId });
       gateway.audit.record("device.removed", { by: nameOf(caller), deviceId });
       return { deviceId };
-    },
-  }),
-  method({
-    name: "node.rename",
-    summary: "Give a device a name of your own",
-    scope: "operator.pairing",
-    params: object({ nodeId: nonEmpty(), displayName: nonEmpty() }),
-    result: object({ nodeId: text(), displayName: text() }),
-    handle({ nodeId, displayName }, { gateway: { devices, audit }, caller }) {
-      const name = displayName.trim().slice(0, MAX_NAME);
-      if (name === "") throw new RpcError("INVALID_REQUEST", "displayName required");
-      if (!devices.rename(nodeId, name)) throw new RpcError("INVALID_REQUEST", "unknown nodeId");
-      audit.record("device.renamed", {
-        by: nameOf(caller),
-        deviceId: nodeId,
-        displayName: name,
-      });
-      return { nodeId, displayName: name };
     },
   }),
   method({
@@ -166,7 +138,10 @@ export const deviceMethods = [
       if (!held) throw new RpcError("INVALID_REQUEST", "unknown deviceId/role");
       mustHold(caller, held);
       const revokedAtMs = gateway.devices.revoke(deviceId, role)!;
-      gateway.connections.closeDevice(deviceId, "device token revoked", role);
+      gateway.connections.closeDevice(deviceId, "device token revoked", {
+        role,
+        callerId: caller.connId,
+      });
       gateway.audit.record("token.revoked", { by: nameOf(caller), deviceId, role });
       return { deviceId, role, revokedAtMs };
     },
@@ -241,6 +216,24 @@ export const deviceMethods = [
     handle: (filter, { gateway: { audit } }) => ({ ts: Date.now(), entries: audit.list(filter) }),
   }),
 ];
+
+/** Grants what a request asks for, if the caller holds that much; a node takes an admin. */
+export function approveRequest(gateway: Gateway, caller: Caller, requestId: string): PairedDevice {
+  const request = gateway.devices.findPending(requestId);
+  if (!request) throw new RpcError("INVALID_REQUEST", "unknown requestId");
+  mustHold(caller, request.scopes);
+  if (request.role === "node") mustHold(caller, ["operator.admin"]);
+  const device = gateway.devices.approve(requestId)!;
+  resolved(gateway, caller, request, "approved");
+  return device;
+}
+
+export function rejectRequest(gateway: Gateway, caller: Caller, requestId: string): PairingRequest {
+  const request = gateway.devices.reject(requestId);
+  if (!request) throw new RpcError("INVALID_REQUEST", "unknown requestId");
+  resolved(gateway, caller, request, "rejected");
+  return request;
+}
 
 function mustHold({ scopes }: Caller, wanted: readonly string[]) {
   if (coversScopes(scopes, wanted)) return;

@@ -1,9 +1,13 @@
-// What nodes say to the gateway of their own accord (§7.9).
+// Nodes as operators see them, and what nodes say of their own accord (§7.8, §7.9).
 
+import { RpcError } from "../../rpc/error.ts";
 import {
   anything,
   boolean,
+  type Infer,
+  integer,
   list,
+  mapOf,
   nonEmpty,
   nullable,
   object,
@@ -11,12 +15,149 @@ import {
   text,
 } from "../../rpc/shape.ts";
 import { sessionDefaults } from "../agents.ts";
-import { type Call, method } from "../gateway.ts";
+import {
+  type NodeRules,
+  permittedCommands,
+  platformClass,
+  refuseCommand,
+} from "../command_policy.ts";
+import type { PairedDevice } from "../devices.ts";
+import { type Call, callerKey, type Gateway, method, nameOf } from "../gateway.ts";
+import { LegacyNode, LegacyRequest, nodeDescription } from "../legacy_nodes.ts";
+import type { ConnectedNode } from "../nodes.ts";
+import { approveRequest, rejectRequest } from "./device.ts";
 
-/** Longest text of an event that goes into a session, in characters. */
+/** How long an invocation may take unless told. */
+const DEFAULT_TIMEOUT_MS = 30_000;
+const MAX_TIMEOUT_MS = 86_400_000;
+/** Characters of a name somebody gives a node. */
+const MAX_NAME = 100;
+/** Longest output of a command that goes into a session, in characters. */
 const MAX_OUTPUT = 20_000;
 
+const node = {
+  nodeId: text(),
+  displayName: optional(text()),
+  platform: optional(text()),
+  version: optional(text()),
+  coreVersion: optional(text()),
+  uiVersion: optional(text()),
+  deviceFamily: optional(text()),
+  modelIdentifier: optional(text()),
+  remoteIp: optional(text()),
+  caps: list(text()),
+  commands: list(text()),
+  pathEnv: optional(text()),
+  permissions: optional(mapOf(boolean())),
+  connectedAtMs: optional(integer()),
+  paired: boolean(),
+  connected: boolean(),
+};
+export const Node = object(node);
+export type Node = Infer<typeof Node>;
+
+const RequestId = object({ requestId: nonEmpty() });
+
 export const nodeMethods = [
+  method({
+    name: "node.list",
+    summary: "Nodes that are connected or paired, and what each offers",
+    scope: "operator.read",
+    params: object({}),
+    result: object({ ts: integer(), nodes: list(Node) }),
+    handle: (_, { gateway }) => ({ ts: Date.now(), nodes: listNodes(gateway) }),
+  }),
+  method({
+    name: "node.describe",
+    summary: "One node",
+    scope: "operator.read",
+    params: object({ nodeId: nonEmpty() }),
+    result: object({ ts: integer(), ...node }),
+    handle({ nodeId }, { gateway }) {
+      const device = gateway.devices.find(nodeId);
+      const connected = gateway.nodes.find(nodeId);
+      if (!connected && !device?.roles.includes("node")) throw unknownNode();
+      return { ts: Date.now(), ...describe(nodeId, connected, device, rulesOf(gateway)) };
+    },
+  }),
+  method({
+    name: "node.rename",
+    summary: "Give a node, or any other device, a name of your own",
+    scope: "operator.pairing",
+    params: object({ nodeId: nonEmpty(), displayName: nonEmpty() }),
+    result: object({ nodeId: text(), displayName: text() }),
+    handle({ nodeId, displayName }, { gateway: { devices, audit }, caller }) {
+      const name = displayName.trim().slice(0, MAX_NAME);
+      if (name === "") throw new RpcError("INVALID_REQUEST", "displayName required");
+      if (!devices.rename(nodeId, name)) throw unknownNode();
+      audit.record("device.renamed", { by: nameOf(caller), deviceId: nodeId, displayName: name });
+      return { nodeId, displayName: name };
+    },
+  }),
+  method({
+    name: "node.invoke",
+    summary: "Have a node run one of its commands, and wait for the result",
+    scope: "operator.write",
+    params: object({
+      nodeId: nonEmpty(),
+      command: text(),
+      params: anything(),
+      timeoutMs: optional(integer({ min: 0, max: MAX_TIMEOUT_MS })),
+      idempotencyKey: nonEmpty(),
+    }),
+    result: object({
+      ok: boolean(),
+      nodeId: text(),
+      command: text(),
+      payload: anything(),
+      payloadJSON: nullable(text()),
+    }),
+    async handle({ nodeId, command, params, timeoutMs, idempotencyKey }, call) {
+      const { gateway } = call;
+      const connected = gateway.nodes.find(nodeId);
+      if (connected) mustBeAllowed(command, connected, rulesOf(gateway));
+      const result = await gateway.nodes.invoke({
+        nodeId,
+        command,
+        params: connected ? withApproval(command, params, connected, call) : params,
+        timeoutMs: timeoutMs || DEFAULT_TIMEOUT_MS,
+        idempotencyKey,
+      });
+      return { ok: true, nodeId, command, ...result };
+    },
+  }),
+  method({
+    name: "node.invoke.result",
+    summary: "What became of an invocation",
+    scope: "node",
+    params: object({
+      id: nonEmpty(),
+      nodeId: nonEmpty(),
+      ok: boolean(),
+      payload: anything(),
+      payloadJSON: anything(),
+      error: optional(nullable(object({
+        code: optional(nonEmpty()),
+        message: optional(nonEmpty()),
+      }))),
+    }),
+    result: object({ ok: boolean(), ignored: optional(boolean()) }),
+    handle({ id, nodeId, ok, payload, payloadJSON, error }, call) {
+      if (nodeId !== nodeIdOf(call)) throw new RpcError("INVALID_REQUEST", "nodeId mismatch");
+      const isText = typeof payloadJSON === "string";
+      const isSettled = call.gateway.nodes.settle(id, nodeId, {
+        ok,
+        payload: isText || payloadJSON === undefined || payloadJSON === null
+          ? payload
+          : payloadJSON,
+        ...(isText && { payloadJSON }),
+        ...(error && { error }),
+      });
+      if (isSettled) return { ok: true };
+      call.gateway.log.info("a result came too late", { nodeId, id });
+      return { ok: true, ignored: true };
+    },
+  }),
   method({
     name: "node.event",
     summary: "Something happened on a node",
@@ -53,13 +194,226 @@ export const nodeMethods = [
     result: object({ bins: list(text()) }),
     handle: () => ({ bins: [] }),
   }),
+  method({
+    name: "node.pair.request",
+    summary: "Ask for a node to be paired, in the older store of nodes",
+    scope: "operator.pairing",
+    params: object({ ...nodeDescription, silent: optional(boolean()) }),
+    result: object({ status: text(), request: LegacyRequest, created: boolean() }),
+    handle(description, { gateway: { legacyNodes, events } }) {
+      const { request, created } = legacyNodes.ask(description);
+      if (created) events.publish("node.pair.requested", request);
+      return { status: "pending", request, created };
+    },
+  }),
+  method({
+    name: "node.pair.list",
+    summary: "Nodes that wait for approval, and nodes that have it",
+    scope: "operator.pairing",
+    params: object({}),
+    result: object({ pending: list(anything()), paired: list(anything()) }),
+    handle: (_, { gateway: { devices, legacyNodes } }) => ({
+      pending: [
+        ...legacyNodes.pending(),
+        ...devices.pending().filter(({ role }) => role === "node").map((request) => ({
+          requestId: request.requestId,
+          nodeId: request.deviceId,
+          displayName: request.displayName,
+          platform: request.platform,
+          remoteIp: request.remoteIp,
+          isRepair: request.isRepair,
+          ts: request.ts,
+        })),
+      ],
+      paired: [
+        ...legacyNodes.paired(),
+        ...devices.list().filter(({ roles }) => roles.includes("node")).map((device) => ({
+          nodeId: device.deviceId,
+          displayName: device.displayName,
+          platform: device.platform,
+          remoteIp: device.remoteIp,
+          createdAtMs: device.createdAtMs,
+          approvedAtMs: device.approvedAtMs,
+          lastConnectedAtMs: device.tokens.find(({ role }) => role === "node")?.lastUsedAtMs,
+        })),
+      ],
+    }),
+  }),
+  method({
+    name: "node.pair.approve",
+    summary: "Let a waiting node in",
+    scope: "operator.pairing",
+    params: RequestId,
+    result: object({ requestId: text(), node: anything() }),
+    handle({ requestId }, { gateway, caller }) {
+      if (gateway.devices.findPending(requestId)) {
+        const device = approveRequest(gateway, caller, requestId);
+        return { requestId, node: { ...device, nodeId: device.deviceId } };
+      }
+      const approved = gateway.legacyNodes.approve(requestId);
+      if (!approved) throw new RpcError("INVALID_REQUEST", "unknown requestId");
+      resolved(gateway, requestId, approved.nodeId, "approved");
+      return { requestId, node: approved };
+    },
+  }),
+  method({
+    name: "node.pair.reject",
+    summary: "Turn a waiting node away",
+    scope: "operator.pairing",
+    params: RequestId,
+    result: object({ requestId: text(), nodeId: text() }),
+    handle({ requestId }, { gateway, caller }) {
+      if (gateway.devices.findPending(requestId)) {
+        return { requestId, nodeId: rejectRequest(gateway, caller, requestId).deviceId };
+      }
+      const rejected = gateway.legacyNodes.reject(requestId);
+      if (!rejected) throw new RpcError("INVALID_REQUEST", "unknown requestId");
+      resolved(gateway, requestId, rejected.nodeId, "rejected");
+      return { requestId, nodeId: rejected.nodeId };
+    },
+  }),
+  method({
+    name: "node.pair.verify",
+    summary: "Whether a token is that of a node in the older store",
+    scope: "operator.pairing",
+    params: object({ nodeId: nonEmpty(), token: nonEmpty() }),
+    result: object({ ok: boolean(), node: optional(LegacyNode) }),
+    handle({ nodeId, token }, { gateway }) {
+      const found = gateway.legacyNodes.verify(nodeId, token);
+      return { ok: found !== undefined, ...(found && { node: found }) };
+    },
+  }),
+  method({
+    name: "node.pair.remove",
+    summary: "Forget a node and disconnect it",
+    scope: "operator.pairing",
+    params: object({ nodeId: nonEmpty() }),
+    result: object({ nodeId: text() }),
+    handle({ nodeId }, { gateway, caller }) {
+      const isLegacy = gateway.legacyNodes.remove(nodeId);
+      const isDevice = gateway.devices.removeRole(nodeId, "node");
+      if (!isLegacy && !isDevice) throw unknownNode();
+      if (isDevice) {
+        const facts = { by: nameOf(caller), deviceId: nodeId, role: "node" };
+        gateway.audit.record("device.removed", facts);
+        gateway.connections.closeDevice(nodeId, "node removed", {
+          role: "node",
+          callerId: caller.connId,
+        });
+      }
+      return { nodeId };
+    },
+  }),
 ];
 
 /** A node is its device; without one, its client id (§4.6). */
-export function nodeIdOf({ caller: { deviceId, client } }: Call): string {
+export function nodeIdOf({ caller: { deviceId, client } }: Pick<Call, "caller">): string {
   return deviceId ?? client.id;
 }
 
+/** Connected ones first, then by name. */
+function listNodes(gateway: Gateway): Node[] {
+  const rules = rulesOf(gateway);
+  const paired = gateway.devices.list().filter(({ roles }) => roles.includes("node"));
+  const known = new Map(paired.map((device) => [device.deviceId, device]));
+  const ids = new Set([...known.keys(), ...gateway.nodes.list().map(({ nodeId }) => nodeId)]);
+  const nodes = [...ids].map((nodeId) =>
+    describe(nodeId, gateway.nodes.find(nodeId), known.get(nodeId), rules)
+  );
+  const name = ({ displayName, nodeId }: Node) => (displayName ?? nodeId).toLowerCase();
+  return nodes.sort((a, b) =>
+    Number(b.connected) - Number(a.connected) || (name(a) < name(b) ? -1 : 1)
+  );
+}
+
+function describe(
+  nodeId: string,
+  connected: ConnectedNode | undefined,
+  device: PairedDevice | undefined,
+  rules: NodeRules,
+): Node {
+  const client = connected?.connection.client;
+  const described: Node = {
+    nodeId,
+    displayName: device?.displayName ?? client?.displayName,
+    platform: client?.platform ?? device?.platform,
+    version: client?.version,
+    deviceFamily: client?.deviceFamily,
+    modelIdentifier: client?.modelIdentifier,
+    remoteIp: device?.remoteIp,
+    caps: [...new Set(connected?.caps ?? [])].sort(),
+    commands: connected && client
+      ? permittedCommands(connected.commands, kindOf(connected), rules)
+      : [],
+    pathEnv: connected?.pathEnv,
+    permissions: connected?.permissions && { ...connected.permissions },
+    connectedAtMs: connected?.connectedAtMs,
+    paired: device !== undefined,
+    connected: connected !== undefined,
+  };
+  return described;
+}
+
+function mustBeAllowed(command: string, connected: ConnectedNode, rules: NodeRules) {
+  const reason = refuseCommand(command, connected.commands, kindOf(connected), rules);
+  if (!reason) return;
+  throw new RpcError("INVALID_REQUEST", "node command not allowed", {
+    details: { reason, command },
+  });
+}
+
+/**
+ * The params without what only the gateway may say, and with what it has to say: that exactly this
+ * command was approved (D18).
+ */
+function withApproval(
+  command: string,
+  params: unknown,
+  { nodeId, commands }: ConnectedNode,
+  { gateway, caller }: Call,
+): unknown {
+  if (typeof params !== "object" || params === null || Array.isArray(params)) return params;
+  const { approved: _, approvalDecision: __, ...rest } = params as Record<string, unknown>;
+  const { command: argv, rawCommand, cwd, env, sessionKey } = rest;
+  if (command !== "system.run" || !isTexts(argv)) return rest;
+  const decision = gateway.approvals.take({
+    caller: callerKey(caller),
+    nodeId,
+    argv,
+    ...(typeof rawCommand === "string" && { rawCommand }),
+    cwd: typeof cwd === "string" ? cwd : null,
+    env: (env ?? {}) as Record<string, string>,
+    sessionKey: typeof sessionKey === "string" ? sessionKey : null,
+  });
+  // Nodes that prepare their runs take no approval from outside.
+  if (!decision || commands.includes("system.run.prepare")) return rest;
+  return { ...rest, approved: true, approvalDecision: decision };
+}
+
+function isTexts(value: unknown): value is string[] {
+  return Array.isArray(value) && value.every((one) => typeof one === "string");
+}
+
+function kindOf({ connection: { client } }: ConnectedNode) {
+  return platformClass(client?.platform ?? "", client?.deviceFamily);
+}
+
+function rulesOf({ config }: Gateway): NodeRules {
+  return config.reading.config.gateway?.nodes ?? {};
+}
+
+function resolved(
+  { events }: Gateway,
+  requestId: string,
+  nodeId: string,
+  decision: "approved" | "rejected",
+) {
+  events.publish("node.pair.resolved", { requestId, nodeId, decision, ts: Date.now() });
+}
+
+function unknownNode(): RpcError {
+  return new RpcError("INVALID_REQUEST", "unknown nodeId");
+}
 /** `payloadJSON` wins over `payload`. */
 function readPayload(payload: unknown, json?: string | null): Record<string, unknown> | undefined {
   let value = payload ?? {};

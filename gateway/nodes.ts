@@ -1,0 +1,181 @@
+// Connected nodes, what each offers, and invocations in flight (§7.8, §9.3). An invocation settles
+// exactly once, and says whether it was delivered (D22). Nothing here touches the disk.
+
+import { RpcError } from "../rpc/error.ts";
+import type { Connection } from "./connection.ts";
+
+/** What a node declared when it connected. */
+export interface Declaration {
+  caps: readonly string[];
+  commands: readonly string[];
+  pathEnv?: string;
+  permissions?: Readonly<Record<string, boolean>>;
+}
+
+export interface ConnectedNode extends Declaration {
+  nodeId: string;
+  connection: Connection;
+  connectedAtMs: number;
+}
+
+/** What a node answers, as it is passed on. */
+export interface InvokeResult {
+  ok: boolean;
+  payload?: unknown;
+  payloadJSON?: string;
+  error?: { code?: string; message?: string };
+}
+
+/** Whether an invocation that failed reached the node (D22). */
+export type Delivery = "not-sent" | "unknown" | "done";
+
+interface Invocation {
+  nodeId: string;
+  connId: string;
+  command: string;
+  timer: ReturnType<typeof setTimeout>;
+  resolve(result: { payload: unknown; payloadJSON: string | null }): void;
+  reject(error: RpcError): void;
+}
+
+export interface InvokeOptions {
+  nodeId: string;
+  command: string;
+  params: unknown;
+  timeoutMs: number;
+  idempotencyKey: string;
+}
+
+export class NodeRegistry {
+  readonly #nodes = new Map<string, ConnectedNode>();
+  readonly #invocations = new Map<string, Invocation>();
+  #lateResults = 0;
+
+  /** Makes a connection the way to its node; one that was before it is closed and forgotten. */
+  register(nodeId: string, connection: Connection, declaration: Declaration) {
+    const old = this.#nodes.get(nodeId);
+    this.#nodes.set(nodeId, { ...declaration, nodeId, connection, connectedAtMs: Date.now() });
+    if (old) old.connection.close(4000, "replaced by a newer connection of this node");
+  }
+
+  /** Ends what a connection had in flight; the node stays if another connection has taken over. */
+  unregister(nodeId: string, connId: string) {
+    if (this.#nodes.get(nodeId)?.connection.id === connId) this.#nodes.delete(nodeId);
+    for (const [id, invocation] of this.#invocations) {
+      if (invocation.connId !== connId) continue;
+      this.#end(id);
+      invocation.reject(
+        unavailable(`node disconnected (${invocation.command})`, {
+          nodeError: null,
+          delivery: "unknown",
+        }),
+      );
+    }
+  }
+
+  find(nodeId: string): ConnectedNode | undefined {
+    return this.#nodes.get(nodeId);
+  }
+
+  /** In the order they connected. */
+  list(): ConnectedNode[] {
+    return [...this.#nodes.values()];
+  }
+
+  /** Results that came after their invocation had ended. */
+  get lateResults(): number {
+    return this.#lateResults;
+  }
+
+  /**
+   * Sends an invocation and waits for its result.
+   *
+   * @throws {RpcError} as §7.8 words it
+   */
+  invoke(
+    { nodeId, command, params, timeoutMs, idempotencyKey }: InvokeOptions,
+  ): Promise<{ payload: unknown; payloadJSON: string | null }> {
+    const node = this.#nodes.get(nodeId);
+    if (!node) {
+      throw unavailable("node not connected", { code: "NOT_CONNECTED", delivery: "not-sent" });
+    }
+    const id = crypto.randomUUID();
+    const { promise, resolve, reject } = Promise.withResolvers<
+      { payload: unknown; payloadJSON: string | null }
+    >();
+    const timer = setTimeout(() => {
+      this.#end(id);
+      const nodeError = { code: "TIMEOUT", message: "node invoke timed out" };
+      reject(unavailable(nodeError.message, { nodeError, delivery: "unknown" }));
+    }, timeoutMs);
+    const connId = node.connection.id;
+    this.#invocations.set(id, { nodeId, connId, command, timer, resolve, reject });
+    const isSent = node.connection.sendEvent("node.invoke.request", {
+      id,
+      nodeId,
+      command,
+      paramsJSON: params === undefined ? null : JSON.stringify(params),
+      timeoutMs,
+      idempotencyKey,
+    });
+    if (!isSent) {
+      this.#end(id);
+      const nodeError = { code: "UNAVAILABLE", message: "failed to send invoke to node" };
+      reject(unavailable(nodeError.message, { nodeError, delivery: "not-sent" }));
+    }
+    return promise;
+  }
+
+  /** @returns whether anybody was still waiting for it */
+  settle(id: string, nodeId: string, { ok, payload, payloadJSON, error }: InvokeResult): boolean {
+    const invocation = this.#invocations.get(id);
+    if (!invocation || invocation.nodeId !== nodeId) {
+      this.#lateResults++;
+      return false;
+    }
+    this.#end(id);
+    if (ok) {
+      invocation.resolve({
+        payload: payloadJSON === undefined ? payload ?? null : parsed(payloadJSON),
+        payloadJSON: payloadJSON ?? null,
+      });
+    } else {
+      invocation.reject(
+        unavailable(error?.message || "node invoke failed", {
+          nodeError: error ?? null,
+          delivery: "done",
+        }),
+      );
+    }
+    return true;
+  }
+
+  [Symbol.dispose]() {
+    for (const [id, { reject }] of this.#invocations) {
+      this.#end(id);
+      reject(unavailable("gateway stopping", { nodeError: null, delivery: "unknown" }));
+    }
+    this.#nodes.clear();
+  }
+
+  #end(id: string) {
+    clearTimeout(this.#invocations.get(id)?.timer);
+    this.#invocations.delete(id);
+  }
+}
+
+function unavailable(
+  message: string,
+  details: { delivery: Delivery; [key: string]: unknown },
+): RpcError {
+  return new RpcError("UNAVAILABLE", message, { details });
+}
+
+/** Text that is no JSON is passed on as the text it is. */
+function parsed(payloadJSON: string): unknown {
+  try {
+    return JSON.parse(payloadJSON);
+  } catch {
+    return { payloadJSON };
+  }
+}
