@@ -96,6 +96,8 @@ export interface Command<F extends Flags = Flags> {
   summary: string;
   /** Positionals: `KEY [VALUE]`, `[ARG...]`. Their number is checked; none are taken without it. */
   usage?: string;
+  /** The first positional begins the command line of another program: nothing behind it is ours. */
+  takesArgv?: boolean;
   flags: F;
   /** Paragraphs below the summary. */
   details?: string;
@@ -192,7 +194,7 @@ export async function runProgram(
   argv: readonly string[],
   terminal: Terminal,
 ): Promise<number> {
-  const request = readCommandLine(program, argv);
+  const request = readCommandLine(program, ownWords(program, argv));
   switch (request.kind) {
     case "version":
       terminal.out(`${program.name} ${program.version}`);
@@ -246,6 +248,26 @@ export function readCommandLine(program: Program, argv: readonly string[]): Requ
   checkCount(command, words, args);
   const invocation = { path, flags: values, args, given } as unknown as Invocation;
   return { kind: "run", command, invocation };
+}
+
+/**
+ * The command line with `--` in front of what belongs to another program, so that its options are
+ * not taken for ours.
+ */
+export function ownWords(program: Program, argv: readonly string[]): readonly string[] {
+  const { command, path, rest } = findCommand(program, argv);
+  if (!command?.takesArgv) return argv;
+  const flags: Flags = { ...command.flags, ...GLOBAL_FLAGS };
+  for (let index = 0; index < rest.length; index++) {
+    const word = rest[index];
+    if (word === "--") return argv;
+    if (!word.startsWith("-") || word === "-") {
+      return [...path, ...rest.slice(0, index), "--", ...rest.slice(index)];
+    }
+    const [name, value] = splitFlag(flags, word);
+    if (name !== undefined && value === undefined && flags[name].kind !== "boolean") index++;
+  }
+  return argv;
 }
 
 /**

@@ -117,9 +117,14 @@ export class Terminal {
 
   /** Writes one line, or several, to stderr. A stderr that is gone is no reason to fail. */
   err(text = ""): void {
+    this.writeErr(`${text}\n`);
+  }
+
+  /** Writes text to stderr as it is, without a line end of its own. */
+  writeErr(text: string): void {
     this.#progress?.clear();
     try {
-      this.#writeAll(this.#options.stderr, `${text}\n`);
+      this.#writeAll(this.#options.stderr, text);
     } catch (error) {
       if (!(error instanceof OutputClosed)) throw error;
     }

@@ -55,11 +55,11 @@ export class Connection implements Subscriber {
   scopes: readonly string[] = [];
   deviceId?: string;
   client?: ClientInfo;
+  /** What the WebSocket reads from and writes to. */
+  readonly stream: Socket;
 
   readonly #gateway: Gateway;
   readonly #socket: WebSocket;
-  /** What `socket` reads from and writes to. */
-  readonly #stream: Socket;
   readonly #provenance: Provenance;
   readonly #nonce = crypto.randomUUID();
   #headers?: Headers;
@@ -69,6 +69,8 @@ export class Connection implements Subscriber {
   #protocol = 3;
   #seq = 0;
   #isAlive = true;
+  /** Frames are being held back until the end of the turn. */
+  #isGathering = false;
   #presenceKey?: string;
   /** What a node offers, until it is registered. */
   #declaration?: Declaration;
@@ -85,7 +87,7 @@ export class Connection implements Subscriber {
     request: IncomingMessage,
     provenance: Provenance,
   ) {
-    this.#stream = request.socket;
+    this.stream = request.socket;
     this.#gateway = gateway;
     this.#socket = socket;
     this.#headers = request.headers;
@@ -361,11 +363,15 @@ export class Connection implements Subscriber {
 
   #serveJsonRpc(text: string) {
     const dispatcher = this.#gateway.dispatcher;
+    const outcomes: Outcome[] = [];
     answerJsonRpc(text, async ({ method, params }) => {
       const outcome = await dispatcher.dispatch(method, params, this.#call!);
-      this.#note(outcome);
+      outcomes.push(outcome);
       return outcome;
-    }).then((answer) => answer !== undefined && this.#send(answer));
+    }).then((answer) => {
+      if (answer !== undefined) this.#send(answer);
+      for (const outcome of outcomes) this.#note(outcome);
+    });
   }
 
   #answer(id: string, outcome: Outcome) {
@@ -403,8 +409,20 @@ export class Connection implements Subscriber {
 
   #send(text: string) {
     if (this.#socket.readyState !== this.#socket.OPEN) return;
+    this.#gather();
     this.#socket.send(text);
     if (this.bufferedBytes > MAX_BUFFERED_BYTES && this.#phase === "open") this.closeAsSlow();
+  }
+
+  /** What is said in one turn goes out in one write: that is most of what an answer costs. */
+  #gather() {
+    if (this.#isGathering) return;
+    this.#isGathering = true;
+    this.stream.cork();
+    queueMicrotask(() => {
+      this.#isGathering = false;
+      this.stream.uncork();
+    });
   }
 
   /** A node is its device; without one, its client id (§4.6). */
@@ -426,7 +444,7 @@ export class Connection implements Subscriber {
   /** Reads nothing more, or what a peer goes on sending would pass through memory (D1). */
   #cutOff() {
     this.#gateway.garbage.soon();
-    setImmediate(() => this.#stream.pause());
+    setImmediate(() => this.stream.pause());
     setTimeout(() => this.terminate(), LAST_WORD_MS);
   }
 

@@ -12,7 +12,7 @@ import { HANDSHAKE_TIMEOUT_MS, MAX_PREAUTH_BYTES } from "../rpc/frame.ts";
 import { createApp } from "./app.ts";
 import { Connection } from "./connection.ts";
 import type { Gateway } from "./gateway.ts";
-import { judgeNames, provenanceOf } from "./network.ts";
+import { judgeNames, provenanceOf, type Verdict } from "./network.ts";
 
 /** How long a peer has for its close frame; then the socket is dropped. */
 const CLOSE_TIMEOUT_MS = 10_000;
@@ -22,6 +22,8 @@ const DEADLINE_CHECK_MS = 1_000;
 /** Requests a connection may have open, and answers it may leave unread, before it is dropped. */
 const MAX_OPEN_REQUESTS = 100;
 const MAX_UNREAD_BYTES = 1_048_576;
+/** A peer whose body is not wanted has this long to read the answer. */
+const LAST_WORD_MS = 500;
 const STATUS_TEXT = { 403: "Forbidden", 421: "Misdirected Request", 503: "Service Unavailable" };
 
 export interface Listener extends AsyncDisposable {
@@ -76,7 +78,10 @@ export async function listen(
 }
 
 function createGatewayServer(gateway: Gateway, sockets: Set<Socket>): Server {
-  const answer = getRequestListener(createApp(gateway).fetch, { overrideGlobalObjects: false });
+  const answer = getRequestListener(createApp(gateway).fetch, {
+    overrideGlobalObjects: false,
+    autoCleanupIncoming: false,
+  });
   const upgrader = new WebSocketServer(
     {
       noServer: true,
@@ -100,7 +105,10 @@ function createGatewayServer(gateway: Gateway, sockets: Set<Socket>): Server {
     }
     openRequests.set(socket, open);
     response.on("close", () => openRequests.set(socket, (openRequests.get(socket) ?? 1) - 1));
-    const verdict = judgeNames(request.headers, gateway.names);
+    response.on("finish", () => {
+      if (!request.complete) leaveBody(request);
+    });
+    const verdict = judge(request, gateway);
     if (verdict.allowed) return void answer(request, response);
     response.writeHead(verdict.status, { "Content-Type": "text/plain", Connection: "close" });
     response.end(`${verdict.message}\n`);
@@ -111,12 +119,13 @@ function createGatewayServer(gateway: Gateway, sockets: Set<Socket>): Server {
   server.on("connection", (socket: Socket) => {
     sockets.add(socket);
     socket.on("close", () => sockets.delete(socket));
+    gateway.connections.arrive(socket);
   });
   // A peer that speaks no HTTP gets no answer; without this it would be reported over and over.
   server.on("clientError", (_error: Error, socket: Duplex) => socket.destroy());
   server.on("upgrade", (request: IncomingMessage, socket: Duplex, head: Buffer) => {
     socket.on("error", () => socket.destroy());
-    const verdict = judgeNames(request.headers, gateway.names);
+    const verdict = judge(request, gateway);
     if (!verdict.allowed) return refuse(socket, verdict.status, verdict.message);
     if (!gateway.isReady) return refuse(socket, 503, "The gateway is stopping");
     // Not by URL: a stranger's target need not be one, and `new URL` would throw here.
@@ -129,11 +138,29 @@ function createGatewayServer(gateway: Gateway, sockets: Set<Socket>): Server {
       request.headers,
       gateway.surroundings,
     );
+    // The answer and the challenge behind it go out in one write.
+    socket.cork();
     upgrader.handleUpgrade(request, socket, head, (webSocket) => {
       new Connection(gateway, webSocket, request, provenance);
     });
+    socket.uncork();
   });
   return server;
+}
+
+/** Answered before its body had come: a short one is let pass, of any other nothing more is read. */
+function leaveBody({ headers, socket }: IncomingMessage) {
+  if (Number(headers["content-length"] ?? Infinity) <= MAX_UNREAD_BYTES) return;
+  setImmediate(() => socket.pause());
+  const timer = setTimeout(() => socket.destroy(), LAST_WORD_MS);
+  socket.on("close", () => clearTimeout(timer));
+}
+
+/** Two Host headers could mean one name here and another to a proxy in front. */
+function judge({ headers, rawHeaders }: IncomingMessage, { names }: Gateway): Verdict {
+  const hosts = rawHeaders.filter((name, index) => index % 2 === 0 && /^host$/i.test(name));
+  if (hosts.length === 1) return judgeNames(headers, names);
+  return { allowed: false, status: 421, message: "Send exactly one Host header" };
 }
 
 function refuse(socket: Duplex, status: 403 | 421 | 503, message: string) {

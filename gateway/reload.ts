@@ -129,8 +129,12 @@ export class ConfigWatcher implements CurrentConfig {
     const { debounceMs } = settings(this.#reading);
     if (debounceMs > LOOK_MS) await this.#pause(debounceMs - LOOK_MS);
     if (this.#isStopped || signatureOf(this.#reading.files) !== signature) return;
-    this.#handled = signature;
     const reading = await readConfig({ path: this.#reading.path, env });
+    // Written again while it was read: what was read may be half of it.
+    if (this.#isStopped || signatureOf(this.#reading.files) !== signature) return;
+    this.#handled = signature;
+    // Whoever wants the defaults can say {}: this is a write that was cut off at its beginning.
+    if (reading.raw?.trim() === "") return this.#report("the file is empty");
     if (!reading.valid) return this.#report(reading.issues.map(formatIssue).join("; "));
     try {
       this.#options.preflight(reading);

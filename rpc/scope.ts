@@ -10,7 +10,7 @@ export type Scope =
   | "operator.approvals"
   | "operator.pairing";
 
-/** What a method asks of its caller: a scope, any operator or node, or the role node. */
+/** What a method asks of its caller: a scope, the role operator alone (`any`), or the role node. */
 export type Access = Scope | "any" | "node";
 
 /** What v3 operators without scopes get, and what `POST /rpc` acts with. */

@@ -48,7 +48,7 @@ export function schemaOf(shape: AnyShape): JsonSchema {
 
 /** The same shape with a title, description, default or other annotation in its schema. */
 export function annotated<T>(shape: Shape<T>, notes: JsonSchema): Shape<T> {
-  const copy = new Struct({ ...shape }) as Shape<T>;
+  const copy = quick(new Struct({ ...shape }) as Shape<T>, shape.is);
   schemas.set(copy, { ...schemaOf(shape), ...notes });
   if (optionals.has(shape)) optionals.add(copy);
   return copy;
@@ -133,6 +133,12 @@ export function list<T>(
       return true;
     },
   }) as unknown as Shape<T[]>;
+  quick(
+    struct,
+    (value) =>
+      Array.isArray(value) && value.length >= min && (max === undefined || value.length <= max) &&
+      value.every((one) => item.is(one)),
+  );
   schemas.set(struct, schema);
   return struct;
 }
@@ -193,6 +199,7 @@ export function rule<T>(
       if (verdict !== true) yield { ...refinement(context, value), message: verdict };
     },
   }) as Shape<T>;
+  quick(struct, (value) => inner.is(value) && test(value) === true);
   schemas.set(struct, schemaOf(inner));
   if (optionals.has(inner)) optionals.add(struct);
   return struct;
@@ -209,6 +216,7 @@ export function problems(
   shape: AnyShape,
   { ignoreUnknown = false, max = Infinity } = {},
 ): Problem[] {
+  if (shape.is(value)) return [];
   const found = new Map<string, Problem>();
   for (const failure of failuresOf(value, shape, [])) {
     if (ignoreUnknown && failure.type === never.type) continue;
@@ -305,6 +313,12 @@ function shape<T>(
 ): Shape<T> {
   const struct = new Struct({ type, schema: null, validator: check }) as Shape<T>;
   schemas.set(struct, schema);
+  return quick(struct, (value) => check(value) === true);
+}
+
+/** Lets `is` only look; superstruct's own makes the list of what is wrong to find it empty. */
+function quick<T>(struct: Shape<T>, fits: (value: unknown) => boolean): Shape<T> {
+  struct.is = fits as Shape<T>["is"];
   return struct;
 }
 
@@ -325,18 +339,21 @@ function numeric(
   });
 }
 
-const never: Shape<unknown> = new Struct({
-  type: "never",
-  schema: null,
-  // With a message of its own, or superstruct would print the value, however long or deep it is.
-  validator: () => "must not be there",
-});
+const never: Shape<unknown> = quick(
+  new Struct({
+    type: "never",
+    schema: null,
+    // With a message of its own, or superstruct would print the value, however long or deep it is.
+    validator: () => "must not be there",
+  }),
+  () => false,
+);
 
 /** @param rest what undeclared keys must be; absent = anything */
 function objectStruct(fields: Fields | undefined, rest: AnyShape | undefined) {
   const known = fields ? Object.keys(fields) : [];
   const names = new Set(known);
-  return new Struct<unknown, null>({
+  const struct = new Struct<unknown, null>({
     type: "object",
     schema: null,
     *entries(value: unknown) {
@@ -349,6 +366,13 @@ function objectStruct(fields: Fields | undefined, rest: AnyShape | undefined) {
     },
     validator: (value: unknown) => isObject(value) || "must be object",
   });
+  return quick(
+    struct,
+    (value) =>
+      isObject(value) &&
+      known.every((key) => fields![key].is(Object.hasOwn(value, key) ? value[key] : undefined)) &&
+      (!rest || Object.keys(value).every((key) => names.has(key) || rest.is(value[key]))),
+  );
 }
 
 function objectSchema(fields: Fields): JsonSchema {
@@ -360,7 +384,7 @@ function objectSchema(fields: Fields): JsonSchema {
 }
 
 function unless<T>(inner: Shape<T>, exempt: (value: unknown) => boolean): Shape<unknown> {
-  return new Struct({
+  const struct = new Struct({
     ...inner,
     validator: (value: unknown, context) => exempt(value) || [...inner.validator(value, context)],
     refiner: (value: unknown, context) => exempt(value) || [...inner.refiner(value as T, context)],
@@ -368,6 +392,7 @@ function unless<T>(inner: Shape<T>, exempt: (value: unknown) => boolean): Shape<
       if (!exempt(value)) yield* inner.entries(value as T, context);
     },
   }) as unknown as Shape<unknown>;
+  return quick(struct, (value) => exempt(value) || inner.is(value));
 }
 
 function refinement(context: { path: unknown[]; branch: unknown[] }, value: unknown) {

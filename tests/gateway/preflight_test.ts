@@ -1,0 +1,109 @@
+import { assert, assertEquals, assertThrows } from "@std/assert";
+import type { Config } from "../../config/schema.ts";
+import { type GatewayFlags, gatewaySettings } from "../../config/settings.ts";
+import { refuseUnsafeStart, StartRefusal } from "../../gateway/preflight.ts";
+
+interface Start {
+  gateway?: Config["gateway"];
+  flags?: GatewayFlags;
+  env?: Record<string, string>;
+  host?: string;
+}
+
+function start({ gateway, flags = {}, env = {}, host = "127.0.0.1" }: Start) {
+  const config: Config = gateway ? { gateway } : {};
+  refuseUnsafeStart(config, gatewaySettings({ flags, env, config }), host);
+}
+
+Deno.test("what is safe may start", () => {
+  const starts: Start[] = [
+    {},
+    { gateway: { mode: "local" } },
+    { host: "::1" },
+    { gateway: { auth: { mode: "none" } } },
+    { flags: { auth: "none" } },
+    { gateway: { auth: { mode: "password", password: "p" } } },
+    { gateway: { auth: { mode: "password" } }, env: { ZERO_GATEWAY_PASSWORD: "p" } },
+    { gateway: { auth: { token: "t" } }, host: "0.0.0.0" },
+    { env: { ZERO_GATEWAY_TOKEN: "t" }, host: "10.0.0.5" },
+    { flags: { token: "t" }, host: "100.64.0.1" },
+    { flags: { password: "p" }, host: "0.0.0.0" },
+    { gateway: { tailscale: { mode: "serve" } } },
+    { gateway: { tailscale: { mode: "funnel" }, auth: { password: "p" } } },
+    { gateway: { trustedProxies: ["10.0.0.1"] } },
+  ];
+
+  for (const one of starts) start(one);
+});
+
+Deno.test("what is unsafe is refused with what stands in the way and what mends it", () => {
+  const noAuth = (host: string) =>
+    `refusing to bind gateway to ${host}:18789 without auth ` +
+    "(set gateway.auth.token or ZERO_GATEWAY_TOKEN, or pass --token)";
+  const rows: [Start, string, string][] = [
+    [
+      { gateway: { mode: "remote" } },
+      "Gateway start blocked: set gateway.mode=local (current: remote)",
+      "zero config set gateway.mode local",
+    ],
+    [{ gateway: { auth: { mode: "password" } } }, "there is no password", "ZERO_GATEWAY_PASSWORD"],
+    [{ flags: { auth: "password" } }, "there is no password", "ZERO_GATEWAY_PASSWORD"],
+    [
+      { gateway: { tailscale: { mode: "funnel" } } },
+      "needs gateway.auth.mode=password",
+      "zero config set gateway.auth.mode password",
+    ],
+    [
+      { gateway: { tailscale: { mode: "funnel" }, auth: { token: "t" } } },
+      "needs gateway.auth.mode=password",
+      "zero config set gateway.auth.mode password",
+    ],
+    [
+      { gateway: { tailscale: { mode: "serve" }, auth: { token: "t" } }, host: "0.0.0.0" },
+      "tailscale serve needs gateway.bind=loopback (current: 0.0.0.0)",
+      "zero config set gateway.bind loopback",
+    ],
+    [
+      { flags: { tailscale: "funnel", password: "p" }, host: "10.0.0.5" },
+      "tailscale funnel needs gateway.bind=loopback (current: 10.0.0.5)",
+      "zero config set gateway.bind loopback",
+    ],
+    [{ host: "0.0.0.0" }, noAuth("0.0.0.0"), "zero config set gateway.auth.token"],
+    [{ host: "10.0.0.5" }, noAuth("10.0.0.5"), "zero config set gateway.auth.token"],
+    [{ host: "::" }, noAuth("::"), "zero config set gateway.auth.token"],
+    [
+      { gateway: { auth: { mode: "none" } }, host: "0.0.0.0" },
+      noAuth("0.0.0.0"),
+      "zero config set gateway.auth.token",
+    ],
+    [
+      { flags: { auth: "none", token: "t" }, host: "0.0.0.0" },
+      noAuth("0.0.0.0"),
+      "zero config set gateway.auth.token",
+    ],
+    [
+      { gateway: { auth: { mode: "none" }, tailscale: { mode: "serve" } } },
+      "gateway.auth.mode=none cannot stand beside Tailscale",
+      "zero config set gateway.auth.mode token",
+    ],
+    [
+      { gateway: { auth: { mode: "none" }, trustedProxies: ["127.0.0.1"] } },
+      "gateway.auth.mode=none cannot stand beside gateway.trustedProxies",
+      "zero config set gateway.auth.mode token",
+    ],
+  ];
+
+  for (const [one, message, fix] of rows) {
+    const refusal = assertThrows(() => start(one), StartRefusal, message) as StartRefusal;
+    assert(refusal.fix.includes(fix), `${JSON.stringify(one)}: ${refusal.fix}`);
+  }
+});
+
+Deno.test("the port of a refusal is the one that was asked for", () => {
+  const refusal = assertThrows(
+    () => start({ flags: { port: 4_711 }, host: "0.0.0.0" }),
+    StartRefusal,
+  ) as StartRefusal;
+
+  assertEquals(refusal.message.includes("0.0.0.0:4711"), true);
+});
