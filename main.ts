@@ -8,6 +8,7 @@ import {
   EXIT_OK,
   EXIT_USAGE,
   hasSwitch,
+  ownWords,
   type Program,
   readGlobals,
   runProgram,
@@ -15,8 +16,10 @@ import {
 } from "./config/command.ts";
 import { completionsCommand } from "./config/completions.ts";
 import { type Env, type Paths, resolvePaths } from "./config/paths.ts";
+import { approvalsCommands } from "./gateway/approvals_cli.ts";
 import { gatewayCommands } from "./gateway/cli.ts";
 import { devicesCommands } from "./gateway/devices_cli.ts";
+import { nodesCommands } from "./gateway/nodes_cli.ts";
 import { runCommand } from "./gateway/run_cli.ts";
 import { securityCommands } from "./gateway/security_cli.ts";
 import { OutputClosed, Terminal, type TerminalOptions } from "./config/terminal.ts";
@@ -47,16 +50,17 @@ if (import.meta.main) {
 export async function main({ argv, env, cwd, streams }: World): Promise<number> {
   const isColorless = Boolean(env.NO_COLOR) || hasSwitch(argv, "no-color");
   const terminal = new Terminal({ ...streams, isColorless });
+  const program = createProgram({ argv, env, cwd });
   try {
-    return await runProgram(createProgram({ argv, env, cwd }), argv, terminal);
+    return await runProgram(program, argv, terminal);
   } catch (error) {
-    return await report(error, argv, terminal);
+    return await report(error, ownWords(program, argv), terminal);
   }
 }
 
 /** All commands, in the order the help shows them. */
 export function createProgram({ argv, env, cwd }: Omit<World, "streams">): Program {
-  const place = () => placeOf({ argv, env, cwd });
+  const place = () => placeOf({ argv: ownWords(program, argv), env, cwd });
   const version = versionOf(env);
   const program: Program = {
     name: "zero",
@@ -65,6 +69,8 @@ export function createProgram({ argv, env, cwd }: Omit<World, "streams">): Progr
     groups: {
       gateway: "Run the gateway, and talk to one",
       devices: "Who may come in, and who asks to",
+      nodes: "Machines that lend their hands",
+      approvals: "Commands that wait for a person's answer",
       security: "How safe this installation is",
       config: "Read, check and change the configuration",
     },
@@ -72,6 +78,8 @@ export function createProgram({ argv, env, cwd }: Omit<World, "streams">): Progr
       runCommand({ place, version }),
       ...gatewayCommands({ place, version }),
       ...devicesCommands({ place, version }),
+      ...nodesCommands({ place, version }),
+      ...approvalsCommands({ place, version }),
       ...securityCommands({ place }),
       ...configCommands({ place }),
       completionsCommand(() => program),
@@ -146,8 +154,10 @@ async function failureOf(error: unknown, { isVerbose }: { isVerbose: boolean }):
 
 /** What a refusal says of itself (D13): its code, where it arose, and what mends it. */
 function refusalNotes(details: unknown): string[] {
-  const { code, layer, fix } = (details ?? {}) as Record<string, unknown>;
+  const { code, layer, fix, reason, delivery } = (details ?? {}) as Record<string, unknown>;
   return [
+    ...typeof reason === "string" ? [`reason: ${reason}`] : [],
+    ...delivery === "unknown" ? ["It may have been done, or may still be"] : [],
     ...typeof code === "string" ? [`code:  ${code}`] : [],
     ...typeof layer === "string" ? [`layer: ${layer}`] : [],
     ...typeof fix === "string" ? [`fix:   ${fix}`] : [],

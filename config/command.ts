@@ -348,7 +348,10 @@ export function helpText(
   if (summary) parts.push(fill(summary, width));
 
   const synopses = [
-    ...found ? [`${called}${found.usage ? ` ${found.usage}` : ""} [OPTIONS]`] : [],
+    ...found?.takesArgv ? [`${called} [OPTIONS] ${found.usage}`] : [],
+    ...found && !found.takesArgv
+      ? [`${called}${found.usage ? ` ${found.usage}` : ""} [OPTIONS]`]
+      : [],
     ...words.length > 0 ? [`${called} COMMAND [OPTIONS]`] : [],
   ];
   parts.push(`${bold("Usage")}\n${synopses.map((line) => `  ${line}`).join("\n")}`);

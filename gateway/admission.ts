@@ -269,7 +269,9 @@ async function provenClaim(
     platform: client.platform,
     deviceFamily: client.deviceFamily,
   };
-  const texts = (given ? [3, 2] as const : [1] as const).map((one) => signedText(one, fields));
+  // Whoever also speaks protocol 3 most likely signed version 2; a wrong guess costs one more check.
+  const versions = params.minProtocol < 4 ? [2, 3] as const : [3, 2] as const;
+  const texts = (given ? versions : [1] as const).map((one) => signedText(one, fields));
   if (!signature || !await verify(publicKey, signature, ...texts)) throw fail("signature");
   return {
     deviceId: device.id,

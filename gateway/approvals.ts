@@ -1,7 +1,19 @@
 // Questions to a person: may this command run? (§7.10) Who asked waits for the answer; the question
 // is withdrawn when its asker goes away, and lapses when nobody answers in time.
 
-import { type Infer, integer, list, nullable, object, oneOf, text } from "../rpc/shape.ts";
+import { RpcError } from "../rpc/error.ts";
+import {
+  type Infer,
+  integer,
+  list,
+  mapOf,
+  nullable,
+  object,
+  oneOf,
+  optional,
+  text,
+} from "../rpc/shape.ts";
+import { joinArgv } from "./node/splitter.ts";
 
 export const DECISIONS = ["allow-once", "allow-always", "deny"] as const;
 export type Decision = (typeof DECISIONS)[number];
@@ -16,6 +28,11 @@ export const ApprovalRequest = object({
   agentId: nullable(text()),
   resolvedPath: nullable(text()),
   sessionKey: nullable(text()),
+  /** What runs to the letter, and where, as far as the asker said so. */
+  nodeId: optional(text()),
+  argv: optional(list(text())),
+  env: optional(mapOf(text())),
+  runId: optional(text()),
 });
 export type ApprovalRequest = Infer<typeof ApprovalRequest>;
 
@@ -101,7 +118,8 @@ export class Approvals {
    * Asks, and resolves with what was decided; `null` when nobody answered in time or the asker left.
    *
    * @param askerLeft settles when there is nobody any more who wants to know
-   * @returns undefined when the id is taken already, or too much is being asked
+   * @throws {RpcError} when the id is taken already, too much is being asked, or the text that would
+   *   be shown is not that of the argv
    */
   ask(
     id: string,
@@ -111,8 +129,14 @@ export class Approvals {
       timeoutMs: number;
       askerLeft?: Promise<void>;
     },
-  ): Promise<ApprovalAnswer> | undefined {
-    if (this.#waiting.has(id) || this.#waiting.size >= MAX_PENDING) return undefined;
+  ): Promise<ApprovalAnswer> {
+    if (this.#waiting.has(id)) throw new RpcError("INVALID_REQUEST", "approval id already pending");
+    if (this.#waiting.size >= MAX_PENDING) {
+      throw new RpcError("UNAVAILABLE", `${MAX_PENDING} approvals are pending already`);
+    }
+    if (binding.argv && !isTextOf(binding.command, binding.argv)) {
+      throw new RpcError("INVALID_REQUEST", "command does not match argv");
+    }
     const createdAtMs = Date.now();
     const approval = { id, request, createdAtMs, expiresAtMs: createdAtMs + timeoutMs };
     const { promise, resolve } = Promise.withResolvers<ApprovalAnswer>();
@@ -121,8 +145,10 @@ export class Approvals {
       resolve({ id, decision, createdAtMs, expiresAtMs });
     };
     const timer = setTimeout(() => this.#end(id, null), timeoutMs);
-    this.#waiting.set(id, { approval, binding, timer, settle });
-    askerLeft?.then(() => this.#end(id, null));
+    const waiting = { approval, binding, timer, settle };
+    this.#waiting.set(id, waiting);
+    // By then the id may belong to somebody else's question.
+    askerLeft?.then(() => this.#waiting.get(id) === waiting && this.#end(id, null));
     this.#news.requested(approval);
     return promise;
   }
@@ -169,19 +195,47 @@ export class Approvals {
 
 /** Any changed byte voids it. Who asked without an argv is held to the text that was shown. */
 function fits(binding: Binding, call: BoundCall): boolean {
-  if ((binding.cwd ?? null) !== (call.cwd ?? null)) return false;
-  if (binding.argv === undefined) {
-    const text = call.rawCommand ?? call.argv.join(" ");
-    const isPlain = Object.keys(call.env ?? {}).length === 0;
-    return isPlain && binding.caller === call.caller && binding.command === text &&
-      (binding.nodeId === undefined || binding.nodeId === call.nodeId);
+  const { command, argv, cwd, env = {}, nodeId, sessionKey } = binding;
+  if (cwd !== call.cwd || !isSameEnv(env, call.env ?? {})) return false;
+  if (call.rawCommand !== undefined && !isTextOf(call.rawCommand, call.argv)) return false;
+  if (argv) {
+    return nodeId === call.nodeId && sessionKey === call.sessionKey && isSameList(argv, call.argv);
   }
-  return binding.nodeId === call.nodeId && binding.sessionKey === call.sessionKey &&
-    canonical(binding.argv) === canonical(call.argv) &&
-    canonical(Object.entries(binding.env ?? {}).sort()) ===
-      canonical(Object.entries(call.env ?? {}).sort());
+  return binding.caller === call.caller && isTextOf(command, call.argv) &&
+    (call.rawCommand === undefined || call.rawCommand === command) &&
+    (nodeId === undefined || nodeId === call.nodeId);
 }
 
-function canonical(value: unknown): string {
-  return JSON.stringify(value);
+/**
+ * Whether a text says which arguments a command has: the text a shell is given, or all words in a
+ * row, quoted where a space would leave open how many they are.
+ */
+export function isTextOf(text: string, argv: readonly string[]): boolean {
+  const isOwnText =
+    SHELLS.some((shell) =>
+      argv.length === shell.length + 1 && shell.every((word, at) => word === argv[at])
+    ) && text === argv.at(-1);
+  return isOwnText || text === joinArgv(argv) || text === argv.map(doublyQuoted).join(" ");
+}
+
+/** How a text is handed to a shell (§9.4). */
+const SHELLS = [["/bin/sh", "-lc"], ["cmd.exe", "/d", "/s", "/c"]];
+/** No white space and no quotes: one word however it is read. */
+const PLAIN_WORD = /^[^\s"'\\]+$/;
+
+function doublyQuoted(word: string): string {
+  return PLAIN_WORD.test(word) ? word : `"${word.replace(/["\\]/g, "\\$&")}"`;
+}
+
+function isSameList(one: readonly string[], other: readonly string[]): boolean {
+  return one.length === other.length && one.every((text, at) => text === other[at]);
+}
+
+function isSameEnv(
+  one: Readonly<Record<string, string>>,
+  other: Readonly<Record<string, string>>,
+): boolean {
+  const names = Object.keys(one);
+  return names.length === Object.keys(other).length &&
+    names.every((name) => Object.hasOwn(other, name) && one[name] === other[name]);
 }

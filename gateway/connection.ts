@@ -55,6 +55,8 @@ export class Connection implements Subscriber {
   scopes: readonly string[] = [];
   deviceId?: string;
   client?: ClientInfo;
+  /** How long the last ping took there and back; absent until one was answered. */
+  latencyMs?: number;
   /** What the WebSocket reads from and writes to. */
   readonly stream: Socket;
 
@@ -69,6 +71,7 @@ export class Connection implements Subscriber {
   #protocol = 3;
   #seq = 0;
   #isAlive = true;
+  #pingedAtMs = 0;
   /** Frames are being held back until the end of the turn. */
   #isGathering = false;
   #presenceKey?: string;
@@ -100,7 +103,10 @@ export class Connection implements Subscriber {
     );
     socket.on("error", (error) => this.#giveUp(error));
     socket.on("message", (data: Buffer, isBinary: boolean) => this.#receive(data, isBinary));
-    socket.on("pong", () => this.#isAlive = true);
+    socket.on("pong", () => {
+      this.#isAlive = true;
+      this.latencyMs = performance.now() - this.#pingedAtMs;
+    });
     gateway.connections.await(this);
     const challenge = { nonce: this.#nonce, ts: Date.now(), gatewayId: gateway.id };
     socket.send(encodeEvent("connect.challenge", challenge));
@@ -170,6 +176,11 @@ export class Connection implements Subscriber {
       return this.terminate();
     }
     this.#isAlive = false;
+    this.#ping();
+  }
+
+  #ping() {
+    this.#pingedAtMs = performance.now();
     this.#socket.ping();
   }
 
@@ -337,6 +348,7 @@ export class Connection implements Subscriber {
     gateway.healthNews.schedule();
     if (this.role === "node") {
       this.sendEvent("voicewake.changed", { triggers: gateway.voicewake.triggers });
+      this.#ping();
     }
     const early = this.#early;
     this.#early = [];

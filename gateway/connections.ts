@@ -1,6 +1,7 @@
 // Every socket of the gateway: those still at the door and those that are in. One clock serves them
 // all: handshake deadlines, pings, ticks.
 
+import type { Socket } from "node:net";
 import type { Log } from "../config/log.ts";
 import { HANDSHAKE_TIMEOUT_MS, TICK_INTERVAL_MS } from "../rpc/frame.ts";
 import type { Connection } from "./connection.ts";
@@ -11,7 +12,9 @@ const SWEEP_MS = 500;
 /** An idle connection is pinged this often; proxies cut at 60 s. */
 const PING_INTERVAL_MS = 20_000;
 /** Sockets at the door; beyond it the oldest silent one makes room for the newcomer. */
-const MAX_WAITING = 8_192;
+const MAX_AT_DOOR = 8_192;
+/** What is left of the files a process may have open: without any the runtime accepts nobody more. */
+const [SPARE_SHARE, LEAST_SPARE] = [0.2, 128];
 
 export class Connections {
   readonly #events: EventHub;
@@ -19,6 +22,9 @@ export class Connections {
   /** In the order they came, which is the order of their deadlines. */
   readonly #waiting = new Set<Connection>();
   readonly #open = new Map<string, Connection>();
+  /** What is not in, oldest first: plain HTTP, sockets that say nothing, and those in `#waiting`. */
+  readonly #door = new Map<Socket, Connection | undefined>();
+  #maxSockets = Infinity;
   readonly #timer: ReturnType<typeof setInterval>;
   #sweptAtMs = performance.now();
   #pingedAtMs = performance.now();
@@ -30,21 +36,29 @@ export class Connections {
     this.#timer = setInterval(() => this.#sweep(), SWEEP_MS);
   }
 
+  /** @param maxFiles how many files this process may have open */
+  limitTo(maxFiles: number) {
+    this.#maxSockets = maxFiles - Math.max(LEAST_SPARE, Math.ceil(maxFiles * SPARE_SHARE));
+  }
+
+  /** A socket that has just been accepted. */
+  arrive(socket: Socket) {
+    this.#door.set(socket, undefined);
+    socket.on("close", () => this.#door.delete(socket));
+    if (this.#door.size > MAX_AT_DOOR) this.#dropOldest();
+    if (this.#door.size + this.#open.size > this.#maxSockets) this.#dropOldest();
+  }
+
   /** A socket that has just been upgraded. */
   await(connection: Connection) {
     this.#waiting.add(connection);
-    if (this.#waiting.size <= MAX_WAITING) return;
-    for (const oldest of this.#waiting) {
-      if (!oldest.isSilent) continue;
-      this.#log.warn("dropped the oldest silent connection", { waiting: this.#waiting.size });
-      oldest.terminate();
-      return;
-    }
+    if (this.#door.has(connection.stream)) this.#door.set(connection.stream, connection);
   }
 
   /** A connection that got through the handshake. */
   admit(connection: Connection) {
     this.#waiting.delete(connection);
+    this.#door.delete(connection.stream);
     this.#open.set(connection.id, connection);
     this.#events.add(connection);
   }
@@ -91,6 +105,17 @@ export class Connections {
     await Promise.race([Promise.all(all.map((connection) => connection.closed)), grace]);
     clearTimeout(timer);
     for (const connection of all) connection.terminate();
+  }
+
+  /** Makes room for a newcomer; where all are in or about to be, the newcomer itself goes. */
+  #dropOldest() {
+    for (const [socket, connection] of this.#door) {
+      if (connection?.isSilent === false) continue;
+      this.#log.warn("dropped the oldest silent socket", { atDoor: this.#door.size });
+      this.#door.delete(socket);
+      socket.destroy();
+      return;
+    }
   }
 
   #sweep() {

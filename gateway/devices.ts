@@ -229,7 +229,8 @@ export class DeviceStore {
       const isSameKey = row?.public_key === claim.publicKey;
       if (row && !isSameKey) this.#sql.removeAllTokens.run(claim.deviceId);
       const before = row && isSameKey ? row : undefined;
-      this.#putDevice(claim, {
+      const displayName = claim.displayName ?? textOf(before?.display_name ?? null);
+      this.#putDevice({ ...claim, displayName }, {
         roles: unionScopes(parse(before?.roles), [claim.role]),
         scopes: unionScopes(parse(before?.scopes), claim.scopes),
         createdAtMs: Number(row?.created_at_ms ?? now),

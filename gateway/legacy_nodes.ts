@@ -129,6 +129,14 @@ export class LegacyNodes {
     return row && row.hash === hashOf(token) ? JSON.parse(String(row.node)) : undefined;
   }
 
+  rename(nodeId: string, displayName: string): boolean {
+    const row = this.#sql.node.get(nodeId);
+    if (!row) return false;
+    const node: LegacyNode = { ...JSON.parse(String(row.node)), displayName };
+    this.#sql.putNode.run(nodeId, JSON.stringify(node), row.hash, node.approvedAtMs);
+    return true;
+  }
+
   remove(nodeId: string): boolean {
     return Number(this.#sql.removeNode.run(nodeId).changes) > 0;
   }

@@ -10,8 +10,8 @@ export type Headers = Record<string, string | string[] | undefined>;
 export interface Surroundings {
   /** `gateway.trustedProxies`: addresses and CIDR blocks. */
   trustedProxies: AddressSet;
-  /** This host's own tailnet addresses. */
-  ownTailnetAddresses: readonly string[];
+  /** This host's own addresses, beside loopback, that count as itself: tailnet, and a custom bind. */
+  ownAddresses: readonly string[];
 }
 
 /** Where a request comes from (§5.1, D2, D4). */
@@ -88,7 +88,7 @@ export function isTailnetAddress(address: string): boolean {
 export function provenanceOf(
   peerAddress: string | undefined,
   headers: Headers,
-  { trustedProxies, ownTailnetAddresses }: Surroundings,
+  { trustedProxies, ownAddresses }: Surroundings,
 ): Provenance {
   const peer = normalizeAddress(peerAddress ?? "");
   const isTrusted = trustedProxies.has(peer);
@@ -99,7 +99,7 @@ export function provenanceOf(
     ? forwardedClient(headers, trustedProxies) ?? peer
     : undefined;
   const isLoopback = client !== undefined && isLoopbackAddress(client);
-  const isOwn = client !== undefined && ownTailnetAddresses.includes(client);
+  const isOwn = client !== undefined && ownAddresses.includes(client);
   const hostName = splitHost(one(headers.host) ?? "")?.name ?? "";
   const hasOrigin = headers.origin !== undefined;
   // Whoever forwarded it: what stands behind a proxy on this machine need not be on this machine.

@@ -7,6 +7,7 @@ import type { Paths } from "../config/paths.ts";
 import { type GatewayFlags, gatewaySettings } from "../config/settings.ts";
 import type { Terminal } from "../config/terminal.ts";
 import { type Interfaces, readInterfaces } from "./bind.ts";
+import { readFileLimit } from "./file_limit.ts";
 import { InstanceLock, readLock } from "./lock.ts";
 import { refuseForeignState } from "./permissions.ts";
 import { findPortHolder } from "./port_holder.ts";
@@ -82,6 +83,7 @@ class Process {
   readonly #log: OpenLog;
   readonly #logFile: string;
   readonly #interfaces: Interfaces = readInterfaces();
+  readonly #maxFiles = readFileLimit();
   #wish = Promise.withResolvers<Wish>();
   #isStopping = false;
   #running?: RunningGateway;
@@ -142,6 +144,7 @@ class Process {
       log: this.#log,
       logFile: this.#logFile,
       interfaces: this.#interfaces,
+      maxFiles: this.#maxFiles,
       restart: (reason, delayMs) => this.#restartLater(reason, delayMs),
       checkResults,
     });

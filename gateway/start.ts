@@ -51,6 +51,8 @@ export interface StartOptions {
   interfaces: Interfaces;
   /** Asks the process for a restart. */
   restart(reason: string, delayMs: number): void;
+  /** How many files this process may have open, as soon as that is known. */
+  maxFiles?: Promise<number | undefined>;
   /** How children are started; tests hand in a scripted one. */
   runner?: ProcessRunner;
   /** Check every result against its shape. */
@@ -221,7 +223,8 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
     logFile: options.logFile,
     surroundings: {
       trustedProxies: new AddressSet(settings.trustedProxies.value),
-      ownTailnetAddresses: tailnetAddresses(interfaces),
+      // Bound to one address, this machine reaches itself from that address.
+      ownAddresses: [...tailnetAddresses(interfaces), host],
     },
     names: {
       bindHost: host,
@@ -254,6 +257,7 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
     },
     adoptConfig: (next, reason, delayMs) => config.adopt(next, reason, delayMs),
   };
+  options.maxFiles?.then((count) => count && gateway.connections.limitTo(count));
   parts.defer(() => gateway.connections.closeAll(1012, "service restart", 0));
   const listener = parts.use(await listen(gateway, listenHosts(host), settings.port.value));
   isReady = true;

@@ -104,7 +104,8 @@ export class Store {
       // Durable against a killed process; a power cut may cost the last moments, never the file.
       db.exec(
         `PRAGMA journal_mode = WAL; PRAGMA synchronous = NORMAL; PRAGMA foreign_keys = ON;
-         PRAGMA busy_timeout = 2000; PRAGMA cache_size = -2000;`,
+         PRAGMA busy_timeout = 2000; PRAGMA cache_size = -2000;
+         PRAGMA wal_autocheckpoint = 4000;`,
       );
       const store = new Store(path, db, onSkipped);
       store.#check();

@@ -52,8 +52,12 @@ export const approvalMethods = [
         agentId: params.agentId ?? null,
         resolvedPath: params.resolvedPath ?? null,
         sessionKey: params.sessionKey ?? null,
+        nodeId: params.nodeId,
+        argv: params.argv,
+        env: params.env,
+        runId: params.runId,
       };
-      const answer = gateway.approvals.ask(id, {
+      return gateway.approvals.ask(id, {
         request,
         binding: {
           caller: callerKey(caller),
@@ -67,8 +71,6 @@ export const approvalMethods = [
         timeoutMs,
         askerLeft: caller.closed,
       });
-      if (!answer) throw new RpcError("INVALID_REQUEST", "approval id already pending");
-      return answer;
     },
   }),
   method({

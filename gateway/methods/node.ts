@@ -10,11 +10,14 @@ import {
   mapOf,
   nonEmpty,
   nullable,
+  number,
   object,
+  open,
   optional,
   text,
 } from "../../rpc/shape.ts";
 import { sessionDefaults } from "../agents.ts";
+import { type BoundCall, isTextOf } from "../approvals.ts";
 import {
   type NodeRules,
   permittedCommands,
@@ -50,11 +53,25 @@ const node = {
   pathEnv: optional(text()),
   permissions: optional(mapOf(boolean())),
   connectedAtMs: optional(integer()),
+  /** When it last came in; beside `connectedAtMs` for nodes that are gone. */
+  lastConnectedAtMs: optional(integer()),
+  /** Round trip of the last ping. */
+  latencyMs: optional(number()),
   paired: boolean(),
   connected: boolean(),
 };
 export const Node = object(node);
 export type Node = Infer<typeof Node>;
+
+/** The part of the params of `system.run` that says what runs (§9.4). */
+const Words = list(text());
+const RunParams = open({
+  command: Words,
+  rawCommand: optional(nullable(text())),
+  cwd: optional(nullable(text())),
+  env: optional(nullable(mapOf(text()))),
+  sessionKey: optional(nullable(text())),
+});
 
 const RequestId = object({ requestId: nonEmpty() });
 
@@ -86,10 +103,12 @@ export const nodeMethods = [
     scope: "operator.pairing",
     params: object({ nodeId: nonEmpty(), displayName: nonEmpty() }),
     result: object({ nodeId: text(), displayName: text() }),
-    handle({ nodeId, displayName }, { gateway: { devices, audit }, caller }) {
+    handle({ nodeId, displayName }, { gateway: { devices, legacyNodes, audit }, caller }) {
       const name = displayName.trim().slice(0, MAX_NAME);
       if (name === "") throw new RpcError("INVALID_REQUEST", "displayName required");
-      if (!devices.rename(nodeId, name)) throw unknownNode();
+      const isDevice = devices.rename(nodeId, name);
+      const isLegacy = legacyNodes.rename(nodeId, name);
+      if (!isDevice && !isLegacy) throw unknownNode();
       audit.record("device.renamed", { by: nameOf(caller), deviceId: nodeId, displayName: name });
       return { nodeId, displayName: name };
     },
@@ -154,7 +173,8 @@ export const nodeMethods = [
         ...(error && { error }),
       });
       if (isSettled) return { ok: true };
-      call.gateway.log.info("a result came too late", { nodeId, id });
+      const { log, nodes: { lateResults } } = call.gateway;
+      log.info("a result came too late", { nodeId, id, lateResults });
       return { ok: true, ignored: true };
     },
   }),
@@ -234,7 +254,7 @@ export const nodeMethods = [
           remoteIp: device.remoteIp,
           createdAtMs: device.createdAtMs,
           approvedAtMs: device.approvedAtMs,
-          lastConnectedAtMs: device.tokens.find(({ role }) => role === "node")?.lastUsedAtMs,
+          lastConnectedAtMs: lastUseOf(device),
         })),
       ],
     }),
@@ -296,11 +316,8 @@ export const nodeMethods = [
       if (isDevice) {
         const facts = { by: nameOf(caller), deviceId: nodeId, role: "node" };
         gateway.audit.record("device.removed", facts);
-        gateway.connections.closeDevice(nodeId, "node removed", {
-          role: "node",
-          callerId: caller.connId,
-        });
       }
+      gateway.nodes.find(nodeId)?.connection.close(4001, "node removed");
       return { nodeId };
     },
   }),
@@ -333,6 +350,7 @@ function describe(
   rules: NodeRules,
 ): Node {
   const client = connected?.connection.client;
+  const latency = connected?.connection.latencyMs;
   const described: Node = {
     nodeId,
     displayName: device?.displayName ?? client?.displayName,
@@ -348,10 +366,17 @@ function describe(
     pathEnv: connected?.pathEnv,
     permissions: connected?.permissions && { ...connected.permissions },
     connectedAtMs: connected?.connectedAtMs,
+    lastConnectedAtMs: connected?.connectedAtMs ?? lastUseOf(device),
+    latencyMs: latency === undefined ? undefined : Math.round(latency * 10) / 10,
     paired: device !== undefined,
     connected: connected !== undefined,
   };
   return described;
+}
+
+function lastUseOf(device: PairedDevice | undefined): number | undefined {
+  const token = device?.tokens.find(({ role }) => role === "node");
+  return token?.lastUsedAtMs ?? token?.createdAtMs;
 }
 
 function mustBeAllowed(command: string, connected: ConnectedNode, rules: NodeRules) {
@@ -365,6 +390,8 @@ function mustBeAllowed(command: string, connected: ConnectedNode, rules: NodeRul
 /**
  * The params without what only the gateway may say, and with what it has to say: that exactly this
  * command was approved (D18).
+ *
+ * @throws {RpcError} when a text is sent along that is not what the argv would run
  */
 function withApproval(
   command: string,
@@ -374,24 +401,32 @@ function withApproval(
 ): unknown {
   if (typeof params !== "object" || params === null || Array.isArray(params)) return params;
   const { approved: _, approvalDecision: __, ...rest } = params as Record<string, unknown>;
-  const { command: argv, rawCommand, cwd, env, sessionKey } = rest;
-  if (command !== "system.run" || !isTexts(argv)) return rest;
-  const decision = gateway.approvals.take({
-    caller: callerKey(caller),
-    nodeId,
-    argv,
-    ...(typeof rawCommand === "string" && { rawCommand }),
-    cwd: typeof cwd === "string" ? cwd : null,
-    env: (env ?? {}) as Record<string, string>,
-    sessionKey: typeof sessionKey === "string" ? sessionKey : null,
-  });
+  if (command !== "system.run") return rest;
+  const { command: argv, rawCommand } = rest;
+  // The node judges the text and runs the argv: they must say the same.
+  if (Words.is(argv) && typeof rawCommand === "string" && !isTextOf(rawCommand, argv)) {
+    throw new RpcError("INVALID_REQUEST", "rawCommand does not match command");
+  }
+  const call = readRun(rest);
   // Nodes that prepare their runs take no approval from outside.
-  if (!decision || commands.includes("system.run.prepare")) return rest;
-  return { ...rest, approved: true, approvalDecision: decision };
+  if (!call || commands.includes("system.run.prepare")) return rest;
+  const decision = gateway.approvals.take({ ...call, caller: callerKey(caller), nodeId });
+  return decision ? { ...rest, approved: true, approvalDecision: decision } : rest;
 }
 
-function isTexts(value: unknown): value is string[] {
-  return Array.isArray(value) && value.every((one) => typeof one === "string");
+/** What an approval is bound to. @returns undefined for what no approval fits */
+function readRun(
+  params: Record<string, unknown>,
+): Omit<BoundCall, "caller" | "nodeId"> | undefined {
+  if (!RunParams.is(params)) return undefined;
+  const { command: argv, rawCommand, cwd, env, sessionKey } = params;
+  return {
+    argv,
+    rawCommand: rawCommand ?? undefined,
+    cwd: cwd ?? null,
+    env: env ?? {},
+    sessionKey: sessionKey ?? null,
+  };
 }
 
 function kindOf({ connection: { client } }: ConnectedNode) {

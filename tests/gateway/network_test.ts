@@ -20,7 +20,7 @@ function provenance(
 ) {
   return provenanceOf(peer, { host: "127.0.0.1:18789", ...headers }, {
     trustedProxies: new AddressSet(trustedProxies),
-    ownTailnetAddresses: [OWN_TAILNET],
+    ownAddresses: [OWN_TAILNET],
   });
 }
 

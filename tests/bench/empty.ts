@@ -1,0 +1,1 @@
+// The empty program that `zero health` is measured against.
