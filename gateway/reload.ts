@@ -28,6 +28,7 @@ const ACTIONS: Record<string, Action> = {
   ...actions("none", [
     "gateway.remote",
     "gateway.reload",
+    "gateway.nodes",
     "identity",
     "wizard",
     "logging",

@@ -1,0 +1,64 @@
+// `node.json` (§9.1): what a node host goes by the next time it is started.
+
+import {
+  boolean,
+  type Infer,
+  integer,
+  nonEmpty,
+  oneOf,
+  open,
+  optional,
+  problems,
+  text,
+} from "../../rpc/shape.ts";
+
+const SavedGateway = open({
+  host: nonEmpty(),
+  port: integer({ min: 1, max: 65_535 }),
+  tls: optional(boolean()),
+  tlsFingerprint: optional(text()),
+  /** Only what was typed counts the next time; the rest is looked up anew. */
+  from: optional(oneOf(["flags", "config"])),
+});
+export type SavedGateway = Infer<typeof SavedGateway>;
+
+const NodeFile = open({
+  version: oneOf([1]),
+  /** Sent as `client.instanceId`. */
+  nodeId: nonEmpty(),
+  displayName: optional(text()),
+  gateway: optional(SavedGateway),
+});
+export type NodeFile = Infer<typeof NodeFile>;
+
+/** @returns undefined without a file, or for one that cannot be used; `warn` is told of the latter */
+export async function readNodeFile(
+  file: string,
+  warn: (message: string) => void,
+): Promise<NodeFile | undefined> {
+  let raw: string;
+  try {
+    raw = await Deno.readTextFile(file);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return undefined;
+    throw error;
+  }
+  try {
+    const value = JSON.parse(raw);
+    if (problems(value, NodeFile).length === 0) return value;
+  } catch {
+    // Not even JSON: said below, like any other content that is not ours.
+  }
+  warn(`Cannot use ${file}: it is damaged; a new one is made`);
+}
+
+/** Atomic, and for the owner alone. */
+export async function writeNodeFile(file: string, content: NodeFile): Promise<void> {
+  await Deno.mkdir(file.slice(0, file.lastIndexOf("/")), { recursive: true, mode: 0o700 });
+  const part = `${file}.${crypto.randomUUID()}.part`;
+  await Deno.writeTextFile(part, `${JSON.stringify(content, null, 2)}\n`, {
+    mode: 0o600,
+    createNew: true,
+  });
+  await Deno.rename(part, file);
+}

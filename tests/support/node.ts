@@ -1,0 +1,102 @@
+// A node that does what a test tells it to.
+
+import { type Json, type TestClient } from "./client.ts";
+import type { TestConnectOptions, TestGateway } from "./gateway.ts";
+import { type Identity, newDevice } from "./device.ts";
+
+/** What a node is asked to do: `node.invoke.request`, with the params read. */
+export interface Asked {
+  id: string;
+  nodeId: string;
+  command: string;
+  params: Json;
+  timeoutMs: number;
+}
+
+/** What it answers beside `id` and `nodeId`; undefined: nothing at all. */
+export type Reply = Record<string, unknown> | undefined;
+
+export interface TestNode extends AsyncDisposable {
+  readonly client: TestClient;
+  readonly nodeId: string;
+  /** Everything it was asked, in order. */
+  readonly asked: Asked[];
+}
+
+export type NodeOptions = TestConnectOptions & {
+  device?: Identity;
+  name?: string;
+  commands?: readonly string[];
+};
+
+/** Connects a node of a new device, unless told of one. */
+export async function connectNode(
+  gateway: TestGateway,
+  { name, commands = ["system.run", "system.which"], device, ...options }: NodeOptions = {},
+): Promise<TestNode> {
+  const identity = device ?? await newDevice();
+  const client = await gateway.connect({
+    role: "node",
+    device: identity,
+    ...options,
+    client: { ...(name && { displayName: name }), ...options.client },
+    params: { commands, caps: ["system"], ...options.params },
+  });
+  return {
+    client,
+    nodeId: identity.deviceId,
+    asked: [],
+    [Symbol.asyncDispose]: () => client[Symbol.asyncDispose](),
+  };
+}
+
+/** The next invocation. */
+export async function asked(node: TestNode): Promise<Asked> {
+  const { id, nodeId, command, paramsJSON, timeoutMs } = await node.client.event(
+    "node.invoke.request",
+  );
+  const params = paramsJSON === null ? undefined : JSON.parse(paramsJSON);
+  const one = { id, nodeId, command, params, timeoutMs };
+  node.asked.push(one);
+  return one;
+}
+
+/** Answers one invocation. @returns what the gateway makes of it */
+export function reply(node: TestNode, { id }: Asked, answer: Record<string, unknown>) {
+  return node.client.call("node.invoke.result", { id, nodeId: node.nodeId, ok: true, ...answer });
+}
+
+/** A node that answers whatever it is asked, until it is disposed. */
+export async function serveNode(
+  gateway: TestGateway,
+  answer: (one: Asked) => Reply | Promise<Reply>,
+  options: NodeOptions = {},
+): Promise<TestNode> {
+  const node = await connectNode(gateway, options);
+  const serving = (async () => {
+    while (!node.client.socket.isClosed) {
+      // A deadline that passes while nobody asks anything is not a failure.
+      const one = await asked(node).catch(() => undefined);
+      if (!one) continue;
+      const said = await answer(one);
+      if (said) reply(node, one, said).catch(() => {});
+    }
+  })();
+  return {
+    ...node,
+    async [Symbol.asyncDispose]() {
+      await node[Symbol.asyncDispose]();
+      await serving;
+    },
+  };
+}
+
+/** A successful answer. */
+export function payload(value: unknown): Reply {
+  return { ok: true, payloadJSON: JSON.stringify(value) };
+}
+
+/** The answer of a node that did not do it. */
+export function failure(message: string, code = "UNAVAILABLE"): Reply {
+  return { ok: false, error: { code, message } };
+}
