@@ -20,6 +20,7 @@ import { approvalsCommands } from "./gateway/approvals_cli.ts";
 import { gatewayCommands } from "./gateway/cli.ts";
 import { devicesCommands } from "./gateway/devices_cli.ts";
 import { nodesCommands } from "./gateway/nodes_cli.ts";
+import { nodeCommands } from "./gateway/node_cli.ts";
 import { runCommand } from "./gateway/run_cli.ts";
 import { securityCommands } from "./gateway/security_cli.ts";
 import { OutputClosed, Terminal, type TerminalOptions } from "./config/terminal.ts";
@@ -69,6 +70,7 @@ export function createProgram({ argv, env, cwd }: Omit<World, "streams">): Progr
     groups: {
       gateway: "Run the gateway, and talk to one",
       devices: "Who may come in, and who asks to",
+      node: "Lend this machine's hands to a gateway",
       nodes: "Machines that lend their hands",
       approvals: "Commands that wait for a person's answer",
       security: "How safe this installation is",
@@ -78,6 +80,7 @@ export function createProgram({ argv, env, cwd }: Omit<World, "streams">): Progr
       runCommand({ place, version }),
       ...gatewayCommands({ place, version }),
       ...devicesCommands({ place, version }),
+      ...nodeCommands({ place, version }),
       ...nodesCommands({ place, version }),
       ...approvalsCommands({ place, version }),
       ...securityCommands({ place }),

@@ -18,7 +18,9 @@ const isAll = Deno.args.includes("--all");
 const at = Deno.args.indexOf("--output");
 const output = at < 0 ? "dist" : Deno.args[at + 1];
 const compiler = Deno.env.get("DENO_COMPILE") ?? Deno.execPath();
-const permissions = project.tasks.start.split(" ").filter((word) => word.startsWith("--allow-"));
+const runtimeFlags = project.tasks.start.split(" ").filter((word) =>
+  /^--(allow-|v8-flags=)/.test(word)
+);
 
 await Deno.mkdir(output, { recursive: true });
 for (const target of isAll ? TARGETS : [undefined]) {
@@ -30,7 +32,7 @@ for (const target of isAll ? TARGETS : [undefined]) {
       "--no-check",
       // A lock file of this Deno's version may be too new for another one.
       ...(compiler === Deno.execPath() ? ["--frozen"] : ["--no-lock"]),
-      ...permissions,
+      ...runtimeFlags,
       ...(target ? ["--target", target] : []),
       "--output",
       file,

@@ -5,15 +5,9 @@ import type { Buffer } from "node:buffer";
 import { createHash, timingSafeEqual } from "node:crypto";
 import { type ConnectParams, type DeviceProof, isControlUi, isWebchat } from "../rpc/connect.ts";
 import { type ErrorCode, type RefusalDetails, RpcError } from "../rpc/error.ts";
-import {
-  decodeSignature,
-  deviceIdOf,
-  normalizePublicKey,
-  signedText,
-  signedToken,
-  verify,
-} from "../rpc/identity.ts";
+import { decodeSignature, normalizePublicKey, signedText, signedToken } from "../rpc/identity.ts";
 import { ADMIN_SCOPES, type Role } from "../rpc/scope.ts";
+import { deviceIdOf, isSignedBy } from "./proof.ts";
 import type { DeviceClaim, DeviceStore, PairingReason, PairingRequest } from "./devices.ts";
 import type { InviteStore } from "./invites.ts";
 import type { LoginLimiter } from "./limiter.ts";
@@ -107,19 +101,20 @@ export async function admit(knock: Knock, rules: AdmissionRules): Promise<Admiss
   const scopes = scopesOf(role, knock);
   const { device } = knock.params;
   if (!device) checkDeviceless(role, knock, rules);
-  const claim = device && await provenClaim(device, role, scopes, knock);
+  const claim = device && provenClaim(device, role, scopes, knock);
   const { method, deviceToken, inviteId } = await authenticate(claim, knock, rules);
   if (!claim) return { role, scopes, method };
-  if (inviteId) acceptInvite(inviteId, claim, rules);
+  const admission = { role, scopes, method, deviceId: claim.deviceId };
   const isExcused = isControlUi(knock.params.client.id) && rules.allowInsecureControlUi &&
     (method === "token" || method === "password");
-  if (!isExcused) pairIfNeeded(claim, knock, rules);
+  const isNew = inviteId !== undefined || (!isExcused && mayPairSilently(claim, knock, rules));
+  if (isNew) return { ...admission, deviceToken: pairNow(claim, inviteId, rules) };
   rules.devices.touch(claim);
-  if (deviceToken) return { role, scopes, method, deviceId: claim.deviceId, deviceToken };
+  if (deviceToken) return { ...admission, deviceToken };
   // A Control UI excused from pairing has no record that could hold a token.
   const isPaired = !isExcused || rules.devices.pairingReason(claim) === undefined;
   const issued = isPaired ? rules.devices.issueAtConnect(claim.deviceId, role, scopes) : undefined;
-  return { role, scopes, method, deviceId: claim.deviceId, ...(issued && { deviceToken: issued }) };
+  return { ...admission, ...(issued && { deviceToken: issued }) };
 }
 
 /** Whether a text is the secret; takes the same time whatever it is. */
@@ -232,12 +227,12 @@ const PROOF_FAILURES = {
 };
 
 /** §4.3 */
-async function provenClaim(
+function provenClaim(
   device: DeviceProof,
   role: Role,
   scopes: readonly string[],
   { params, protocol, nonce, provenance, nowMs }: Knock,
-): Promise<DeviceClaim> {
+): DeviceClaim {
   const fail = (failure: keyof typeof PROOF_FAILURES) => {
     const { message, code, reason, fix } = PROOF_FAILURES[failure];
     return new Refusal("INVALID_REQUEST", message, {
@@ -250,7 +245,7 @@ async function provenClaim(
   };
   const publicKey = normalizePublicKey(device.publicKey);
   if (!publicKey) throw fail("publicKey");
-  if (await deviceIdOf(publicKey) !== device.id) throw fail("identity");
+  if (deviceIdOf(publicKey) !== device.id) throw fail("identity");
   if (Math.abs(nowMs - device.signedAt) > MAX_CLOCK_SKEW_MS) throw fail("expired");
   const given = device.nonce?.trim() ?? "";
   if (!given && !(protocol === 3 && provenance.isLocal)) throw fail("nonceRequired");
@@ -272,7 +267,7 @@ async function provenClaim(
   // Whoever also speaks protocol 3 most likely signed version 2; a wrong guess costs one more check.
   const versions = params.minProtocol < 4 ? [2, 3] as const : [3, 2] as const;
   const texts = (given ? versions : [1] as const).map((one) => signedText(one, fields));
-  if (!signature || !await verify(publicKey, signature, ...texts)) throw fail("signature");
+  if (!signature || !isSignedBy(publicKey, signature, texts)) throw fail("signature");
   return {
     deviceId: device.id,
     publicKey,
@@ -336,22 +331,23 @@ async function isTailscaleUser({ headers, provenance }: Knock, rules: AdmissionR
   return await rules.whois(address) === login;
 }
 
-function pairIfNeeded(
+/**
+ * Whether a device is to be paired without asking anybody; false where it is paired already.
+ *
+ * @throws {Refusal} where somebody must be asked
+ */
+function mayPairSilently(
   claim: DeviceClaim,
   { params, protocol, provenance }: Knock,
   rules: AdmissionRules,
-) {
+): boolean {
   const { devices, onPairing } = rules;
   const reason = devices.pairingReason(claim);
-  if (!reason) return;
+  if (!reason) return false;
   const isBrowserOfOurs = isControlUi(params.client.id) || isWebchat(params.client);
   const isSilent = provenance.isLocal && rules.auth.silentPairing &&
     (!provenance.hasOrigin || isBrowserOfOurs);
-  if (isSilent) {
-    devices.pair(claim);
-    onPairing({ kind: "approved", requestId: crypto.randomUUID(), claim });
-    return;
-  }
+  if (isSilent) return true;
   const approved = devices.find(claim.deviceId);
   const { request, isNew, superseded } = devices.request(claim);
   if (superseded) {
@@ -361,15 +357,19 @@ function pairIfNeeded(
   throw pairingRequired(request, reason, protocol, approved);
 }
 
-/** An invitation is the approval, once. It is used up first, so that it can never serve twice. */
-function acceptInvite(
-  inviteId: string,
+/** Pairs a device and makes its token, both or neither. An invitation is the approval, once. */
+function pairNow(
   claim: DeviceClaim,
-  { invites, devices, onPairing }: AdmissionRules,
+  inviteId: string | undefined,
+  { devices, invites, onPairing }: AdmissionRules,
 ) {
-  if (!invites.use(inviteId, claim.deviceId)) throw inviteUnknown();
-  devices.pair(claim);
+  const issued = devices.atomically(() => {
+    if (inviteId && !invites.use(inviteId, claim.deviceId)) throw inviteUnknown();
+    devices.pair(claim);
+    return devices.issue(claim.deviceId, claim.role, claim.scopes);
+  });
   onPairing({ kind: "approved", requestId: crypto.randomUUID(), claim, inviteId });
+  return issued;
 }
 
 function inviteUnknown(): Refusal {

@@ -4,7 +4,7 @@
 import type { IncomingMessage } from "node:http";
 // @ts-types="npm:@types/ws@8.18.1"
 import type { WebSocket } from "ws";
-import type { Buffer } from "node:buffer";
+import { Buffer } from "node:buffer";
 import type { Socket } from "node:net";
 import { CLIENT_ID, type ClientInfo, ConnectParams, negotiate } from "../rpc/connect.ts";
 import { invalidParams, MAX_PROBLEMS, type Outcome } from "../rpc/dispatch.ts";
@@ -189,7 +189,7 @@ export class Connection implements Subscriber {
     if (data.length >= LARGE_MESSAGE_BYTES) {
       // The pieces it came in, before it is copied once more; later, all of it.
       this.#gateway.garbage.now();
-      this.#gateway.garbage.soon();
+      setImmediate(() => this.#gateway.garbage.now());
     }
     if (this.#phase === "closing") return;
     // Binary frames are voice audio, which is not spoken here (§1).
@@ -422,7 +422,7 @@ export class Connection implements Subscriber {
   #send(text: string) {
     if (this.#socket.readyState !== this.#socket.OPEN) return;
     this.#gather();
-    this.#socket.send(text);
+    this.stream.write(frameOf(text));
     if (this.bufferedBytes > MAX_BUFFERED_BYTES && this.#phase === "open") this.closeAsSlow();
   }
 
@@ -557,4 +557,25 @@ function versionMismatch(clientMinProtocol: number, clientMaxProtocol: number): 
 function raisePayloadLimit(socket: WebSocket) {
   const { _receiver: receiver } = socket as unknown as { _receiver: { _maxPayload: number } };
   receiver._maxPayload = MAX_PAYLOAD_BYTES;
+}
+
+/**
+ * A text frame (RFC 6455 §5.2) in one piece; `ws` would write its head and its text as two. The two
+ * ways of writing may be mixed: without compression `ws` keeps nothing back.
+ */
+function frameOf(text: string): Buffer {
+  const length = Buffer.byteLength(text);
+  const headBytes = length < 126 ? 2 : length < 65_536 ? 4 : 10;
+  const frame = Buffer.allocUnsafe(headBytes + length);
+  frame[0] = 0x81;
+  if (headBytes === 2) frame[1] = length;
+  else if (headBytes === 4) {
+    frame[1] = 126;
+    frame.writeUInt16BE(length, 2);
+  } else {
+    frame[1] = 127;
+    frame.writeBigUInt64BE(BigInt(length), 2);
+  }
+  frame.write(text, headBytes);
+  return frame;
 }

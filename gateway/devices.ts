@@ -156,6 +156,11 @@ export class DeviceStore {
     };
   }
 
+  /** Runs `work` so that either all of its changes happen or none. */
+  atomically<T>(work: () => T): T {
+    return this.#store.transaction(work);
+  }
+
   /** Why the device must be approved before it may have what it asks for; undefined = it need not. */
   pairingReason({ deviceId, publicKey, role, scopes }: DeviceClaim): PairingReason | undefined {
     const row = this.#sql.device.get(deviceId) as Row | undefined;

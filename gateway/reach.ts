@@ -84,8 +84,6 @@ export async function takeAim(
 ): Promise<Aim> {
   const paths = place();
   const { configPath, env, tokenFile } = paths;
-  const identity = ownIdentity(paths, (message) => terminal.err(message));
-  identity.catch(() => {}); // told by whoever connects with it
   const [reading, made, typed] = await Promise.all([
     readConfig({ path: configPath, env }),
     readMadeToken(tokenFile),
@@ -105,9 +103,19 @@ export async function takeAim(
     const token = await terminal.askSecret(`Token of ${target.url}:`);
     if (token) {
       const asked: TargetInput = { ...input, flags: { ...typed, token, tokenSource: "prompt" } };
-      return { paths, input: asked, target: resolveTarget(asked), identity };
+      return aimAt(resolveTarget(asked), asked, paths, terminal);
     }
   }
+  return aimAt(target, input, paths, terminal);
+}
+
+/** With the token of a gateway on this machine a device would say nothing more (§4.6, §15.2). */
+function aimAt(target: Target, input: TargetInput, paths: Paths, terminal: Terminal): Aim {
+  const needsDevice = target.isRemote || !target.token;
+  const identity = needsDevice
+    ? ownIdentity(paths, (message) => terminal.err(message))
+    : Promise.resolve(undefined);
+  identity.catch(() => {}); // told by whoever connects with it
   return { paths, input, target, identity };
 }
 

@@ -160,17 +160,21 @@ export class ConfigWatcher implements CurrentConfig {
   }
 }
 
-/** Dotted paths of the leaves in which two configurations differ. */
+/**
+ * Dotted paths of the leaves in which two configurations differ. A section that appears or goes
+ * changes what is in it.
+ */
 export function changedPaths(before: unknown, after: unknown, at = ""): string[] {
   if (before === after) return [];
-  if (!isObject(before) || !isObject(after)) {
+  if (!isSection(before) || !isSection(after)) {
     return JSON.stringify(before) === JSON.stringify(after) ? [] : [at];
   }
-  const keys = new Set([...Object.keys(before), ...Object.keys(after)]);
-  return [...keys].flatMap((key) => {
+  const keys = new Set([...Object.keys(before ?? {}), ...Object.keys(after ?? {})]);
+  const inside = [...keys].flatMap((key) => {
     const path = at === "" ? key : `${at}.${key}`;
-    return changedPaths(before[key], after[key], path);
+    return changedPaths(before?.[key], after?.[key], path);
   });
+  return inside.length > 0 || (before && after) ? inside : [at];
 }
 
 /** The strongest action that any of the paths asks for. */
@@ -203,6 +207,7 @@ function signatureOf(files: readonly string[]): string {
   }).join("; ");
 }
 
-function isObject(value: unknown): value is Record<string, unknown> {
-  return typeof value === "object" && value !== null && !Array.isArray(value);
+function isSection(value: unknown): value is Record<string, unknown> | undefined {
+  return value === undefined ||
+    (typeof value === "object" && value !== null && !Array.isArray(value));
 }

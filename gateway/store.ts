@@ -84,6 +84,7 @@ const MAX_CHECKED_BYTES = 16 * 1_048_576;
 export class Store {
   readonly path: string;
   readonly #db: DatabaseSync;
+  #isChanging = false;
   readonly #onSkipped: (error: Error) => void;
 
   private constructor(path: string, db: DatabaseSync, onSkipped: (error: Error) => void) {
@@ -122,9 +123,11 @@ export class Store {
     return this.#db.prepare(sql);
   }
 
-  /** Runs `work` so that either all of its changes happen or none. */
+  /** Runs `work` so that either all of its changes happen or none; within another it is part of it. */
   transaction<T>(work: () => T): T {
+    if (this.#isChanging) return work();
     this.#db.exec("BEGIN IMMEDIATE");
+    this.#isChanging = true;
     try {
       const result = work();
       this.#db.exec("COMMIT");
@@ -136,6 +139,8 @@ export class Store {
         // A full disk has undone it already; what matters is the error that led here.
       }
       throw error;
+    } finally {
+      this.#isChanging = false;
     }
   }
 

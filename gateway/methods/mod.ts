@@ -5,6 +5,7 @@ import type { Call } from "../gateway.ts";
 import { approvalMethods } from "./approval.ts";
 import { configMethods } from "./config.ts";
 import { deviceMethods } from "./device.ts";
+import { execApprovalsMethods } from "./exec_approvals.ts";
 import { gatewayMethods } from "./gateway.ts";
 import { nodeMethods } from "./node.ts";
 import { systemMethods } from "./system.ts";
@@ -16,6 +17,7 @@ export const METHODS: readonly Method<Call>[] = [
   ...configMethods,
   ...deviceMethods,
   ...approvalMethods,
+  ...execApprovalsMethods,
   ...nodeMethods,
   ...gatewayMethods,
 ];

@@ -401,6 +401,8 @@ function withApproval(
 ): unknown {
   if (typeof params !== "object" || params === null || Array.isArray(params)) return params;
   const { approved: _, approvalDecision: __, ...rest } = params as Record<string, unknown>;
+  // A node that copies its params would find there what was taken out here.
+  if (Object.hasOwn(rest, "__proto__")) delete rest["__proto__"];
   if (command !== "system.run") return rest;
   const { command: argv, rawCommand } = rest;
   // The node judges the text and runs the argv: they must say the same.

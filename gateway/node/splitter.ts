@@ -21,6 +21,7 @@ export type Segment = readonly Word[];
  * @returns undefined for a line that cannot be read
  */
 export function splitLine(line: string): Segment[] | undefined {
+  if (line.includes("\0")) return undefined; // no program could be given it
   const segments: Word[][] = [];
   let words: Word[] = [];
   let word: Word | undefined;
@@ -105,8 +106,8 @@ export function splitLine(line: string): Segment[] | undefined {
 }
 
 /** Redirections, subshells, substitutions, and characters that shells disagree about. */
-const FORBIDDEN = /[<>`()\x00-\x1f\x7f]|[^\S ]/;
-const BREAKS = /[\x00\r\n]/;
+const FORBIDDEN = /[<>`()\x01-\x1f\x7f]|[^\S ]/;
+const BREAKS = /[\r\n]/;
 
 /** @param at behind the opening quote */
 function readDoubleQuotes(line: string, at: number) {
@@ -115,7 +116,7 @@ function readDoubleQuotes(line: string, at: number) {
   for (; at < line.length; at++) {
     const char = line[at];
     if (char === '"') return { text, expands, end: at + 1 };
-    if (char === "`" || char === "\x00") return undefined;
+    if (char === "`") return undefined;
     if (char === "$") {
       if (!isPlainDollar(line, at)) return undefined;
       expands = true;

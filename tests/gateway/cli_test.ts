@@ -207,15 +207,27 @@ Deno.test("a token file and standard input keep the token off the command line",
 });
 
 Deno.test("the second command gets in with the device token of the first, without any secret", async () => {
-  await using setup = await withGateway();
-  const env = { ZERO_GATEWAY_PORT: String(setup.gateway.port) };
+  await using gateway = await startTestGateway();
+  const remote = { gateway: { mode: "remote", remote: { url: gateway.url } } };
+  await using home = await Home.make(remote);
 
-  const before = await setup.home.run(["health", "--json"], env);
-  await setup.run("health");
-  const after = await setup.home.run(["health", "--json"], env);
+  const before = await home.run(["health", "--json"]);
+  await home.run(["health"], { ZERO_GATEWAY_TOKEN: gateway.token });
+  const after = await home.run(["health", "--json"]);
 
   assertEquals([before.code, before.json.error.code], [1, "AUTH_TOKEN_MISSING"]);
   assertEquals([after.code, after.json.ok], [0, true]);
+});
+
+Deno.test("with the token of the gateway on this machine no device is made and none is paired", async () => {
+  await using setup = await withGateway();
+
+  const { code } = await setup.run("health");
+
+  const { paired } = await (await setup.gateway.connect()).call("device.pair.list", {}) as {
+    paired: unknown[];
+  };
+  assertEquals([code, setup.home.files(), paired], [0, [], []]);
 });
 
 Deno.test("the users' sample of remote mode sends every command to the remote gateway and writes only identity/", async () => {
@@ -555,11 +567,13 @@ Deno.test("zero logs --follow goes on with what the gateway writes meanwhile", a
 });
 
 Deno.test("a damaged device file costs a warning, not the command", async () => {
-  await using setup = await withGateway();
-  await setup.run("health");
-  await Deno.writeTextFile(`${setup.home.path}/state/identity/device.json`, "{ half");
+  await using gateway = await startTestGateway();
+  const { url, token } = gateway;
+  await using home = await Home.make({ gateway: { mode: "remote", remote: { url, token } } });
+  await home.run(["health"]);
+  await Deno.writeTextFile(`${home.path}/state/identity/device.json`, "{ half");
 
-  const { code, stderr } = await setup.run("health");
+  const { code, stderr } = await home.run(["health"]);
 
   assertEquals(code, 0);
   assertStringIncludes(stderr, "it is damaged");

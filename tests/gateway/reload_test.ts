@@ -15,7 +15,7 @@ Deno.test("changed settings are named by their leaves", () => {
     [before, []],
     [structuredClone(before), []],
     [{ ...before, ui: undefined }, ["ui"]],
-    [{ ...before, hooks: { enabled: true } }, ["hooks"]],
+    [{ ...before, hooks: { enabled: true } }, ["hooks.enabled"]],
     [{ ...before, gateway: { ...before.gateway, port: 2 } }, ["gateway.port"]],
     [{ ...before, gateway: { ...before.gateway, auth: {} } }, ["gateway.auth.token"]],
     [{ ...before, gateway: { ...before.gateway, trustedProxies: ["1", "2"] } }, [
@@ -23,7 +23,7 @@ Deno.test("changed settings are named by their leaves", () => {
     ]],
     [{ ...before, agents: { list: [{ id: "b" }] } }, ["agents.list"]],
     [{ ...before, agents: 7 }, ["agents"]],
-    [{ gateway: before.gateway }, ["agents", "ui"]],
+    [{ gateway: before.gateway }, ["agents.list", "ui"]],
   ];
 
   for (const [after, paths] of rows) {
@@ -34,6 +34,7 @@ Deno.test("changed settings are named by their leaves", () => {
 Deno.test("what a changed setting takes follows the longest prefix of the table", () => {
   const rows: Record<"none" | "hot" | "restart", string[]> = {
     none: [
+      "gateway.nodes.denyCommands",
       "gateway.remote.url",
       "gateway.remote",
       "gateway.reload.mode",

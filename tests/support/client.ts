@@ -94,13 +94,13 @@ export class TestSocket implements AsyncDisposable {
     this.closed = new Promise((resolve) => {
       socket.on("close", (code: number, reason: unknown) => {
         this.#isClosed = true;
-        this.#arrived.resolve();
+        this.#wake();
         resolve({ code, reason: String(reason) });
       });
     });
     socket.on("message", (data: unknown) => {
       this.#frames.push(JSON.parse(String(data)));
-      this.#arrived.resolve();
+      this.#wake();
     });
     socket.on("error", () => {}); // `close` follows and tells it
   }
@@ -167,6 +167,13 @@ export class TestSocket implements AsyncDisposable {
     return await within(this.#take(fits, what), what);
   }
 
+  /** Whoever waits looks again: all of them, for several may wait at once. */
+  #wake() {
+    const arrived = this.#arrived;
+    this.#arrived = Promise.withResolvers();
+    arrived.resolve();
+  }
+
   async #take(fits: (frame: Json) => boolean, what: string): Promise<Json> {
     while (true) {
       const index = this.#frames.findIndex(fits);
@@ -175,7 +182,6 @@ export class TestSocket implements AsyncDisposable {
         const { code, reason } = await this.closed;
         throw new Error(`closed (${code} ${reason}) before ${what} came`);
       }
-      this.#arrived = Promise.withResolvers();
       await this.#arrived.promise;
     }
   }
