@@ -363,13 +363,14 @@ function pairNow(
   inviteId: string | undefined,
   { devices, invites, onPairing }: AdmissionRules,
 ) {
-  const issued = devices.atomically(() => {
+  return devices.atomically(() => {
     if (inviteId && !invites.use(inviteId, claim.deviceId)) throw inviteUnknown();
     devices.pair(claim);
-    return devices.issue(claim.deviceId, claim.role, claim.scopes);
+    const issued = devices.issue(claim.deviceId, claim.role, claim.scopes);
+    // The trail is part of the change.
+    onPairing({ kind: "approved", requestId: crypto.randomUUID(), claim, inviteId });
+    return issued;
   });
-  onPairing({ kind: "approved", requestId: crypto.randomUUID(), claim, inviteId });
-  return issued;
 }
 
 function inviteUnknown(): Refusal {

@@ -20,7 +20,7 @@ export interface HelloFacts {
 }
 
 /** What of the presence list goes into a hello-ok; `system-presence` has the rest. */
-const MAX_PRESENCE_BYTES = 32_768;
+const MAX_PRESENCE_BYTES = 8_192;
 
 export class Hello {
   readonly #facts: HelloFacts;

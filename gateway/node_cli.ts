@@ -88,7 +88,7 @@ export async function findWay(
   world: CallWorld,
   terminal: Terminal,
 ): Promise<Way> {
-  const { takeAim, reach } = await import("./reach.ts");
+  const { ownIdentity, reach, takeAim } = await import("./reach.ts");
   const { resolveTarget, wayOf } = await import("../config/target.ts");
   const { normalizedFingerprint } = await import("../config/schema.ts");
   const flags = { timeout: CONNECT_TIMEOUT_MS, json: true, verbose: false };
@@ -111,16 +111,17 @@ export async function findWay(
   return {
     url: target.url,
     ...(target.pins.length > 0 && { tlsFingerprint: target.pins[0] }),
-    connect: (extra) =>
-      reach(
-        { ...aim, target },
-        {
-          timeout: CONNECT_TIMEOUT_MS,
-          version: world.version,
-          extra: { ...extra, retriesWithDeviceToken: true },
-        },
+    connect(extra) {
+      // A command may do without a device where it brings the secret; a node is its device.
+      const identity = ownIdentity(aim.paths, (message) => terminal.err(message));
+      identity.catch(() => {}); // told by the connect, if it comes so far
+      const options = { timeout: CONNECT_TIMEOUT_MS, version: world.version };
+      return reach(
+        { ...aim, target, identity },
+        { ...options, extra: { ...extra, retriesWithDeviceToken: true } },
         terminal,
-      ),
+      );
+    },
   };
 }
 

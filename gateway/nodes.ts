@@ -33,7 +33,8 @@ interface Invocation {
   nodeId: string;
   connId: string;
   command: string;
-  timer: ReturnType<typeof setTimeout>;
+  /** On the monotonic clock. */
+  deadlineMs: number;
   resolve(result: { payload: unknown; payloadJSON: string | null }): void;
   reject(error: RpcError): void;
 }
@@ -50,6 +51,10 @@ export class NodeRegistry {
   readonly #nodes = new Map<string, ConnectedNode>();
   readonly #invocations = new Map<string, Invocation>();
   #lateResults = 0;
+  /** One for all: most invocations are answered long before it fires. */
+  #timer?: ReturnType<typeof setTimeout>;
+  /** When it fires; Infinity where it is not set. */
+  #sweepAtMs = Infinity;
 
   /** Makes a connection the way to its node; one that was before it is closed and forgotten. */
   register(nodeId: string, connection: Connection, declaration: Declaration) {
@@ -63,7 +68,7 @@ export class NodeRegistry {
     if (this.#nodes.get(nodeId)?.connection.id === connId) this.#nodes.delete(nodeId);
     for (const [id, invocation] of this.#invocations) {
       if (invocation.connId !== connId) continue;
-      this.#end(id);
+      this.#invocations.delete(id);
       invocation.reject(
         unavailable(`node disconnected (${invocation.command})`, {
           nodeError: null,
@@ -103,13 +108,10 @@ export class NodeRegistry {
     const { promise, resolve, reject } = Promise.withResolvers<
       { payload: unknown; payloadJSON: string | null }
     >();
-    const timer = setTimeout(() => {
-      this.#end(id);
-      const nodeError = { code: "TIMEOUT", message: "node invoke timed out" };
-      reject(unavailable(nodeError.message, { nodeError, delivery: "unknown" }));
-    }, timeoutMs);
+    const deadlineMs = performance.now() + timeoutMs;
     const connId = node.connection.id;
-    this.#invocations.set(id, { nodeId, connId, command, timer, resolve, reject });
+    this.#invocations.set(id, { nodeId, connId, command, deadlineMs, resolve, reject });
+    if (deadlineMs < this.#sweepAtMs) this.#sweepAt(deadlineMs);
     const isSent = node.connection.sendEvent("node.invoke.request", {
       id,
       nodeId,
@@ -119,7 +121,7 @@ export class NodeRegistry {
       idempotencyKey,
     });
     if (!isSent) {
-      this.#end(id);
+      this.#invocations.delete(id);
       const nodeError = { code: "UNAVAILABLE", message: "failed to send invoke to node" };
       reject(unavailable(nodeError.message, { nodeError, delivery: "not-sent" }));
     }
@@ -133,7 +135,7 @@ export class NodeRegistry {
       this.#lateResults++;
       return false;
     }
-    this.#end(id);
+    this.#invocations.delete(id);
     if (ok) {
       invocation.resolve({
         payload: payloadJSON === undefined ? payload ?? null : parsed(payloadJSON),
@@ -152,15 +154,34 @@ export class NodeRegistry {
 
   [Symbol.dispose]() {
     for (const [id, { reject }] of this.#invocations) {
-      this.#end(id);
+      this.#invocations.delete(id);
       reject(unavailable("gateway stopping", { nodeError: null, delivery: "unknown" }));
     }
     this.#nodes.clear();
+    clearTimeout(this.#timer);
   }
 
-  #end(id: string) {
-    clearTimeout(this.#invocations.get(id)?.timer);
-    this.#invocations.delete(id);
+  #sweepAt(atMs: number) {
+    clearTimeout(this.#timer);
+    this.#sweepAtMs = atMs;
+    this.#timer = setTimeout(() => this.#sweep(), Math.max(0, Math.ceil(atMs - performance.now())));
+  }
+
+  /** Ends what is late. */
+  #sweep() {
+    const nowMs = performance.now();
+    let nextMs = Infinity;
+    for (const [id, { deadlineMs, reject }] of this.#invocations) {
+      if (deadlineMs > nowMs) {
+        nextMs = Math.min(nextMs, deadlineMs);
+        continue;
+      }
+      this.#invocations.delete(id);
+      const nodeError = { code: "TIMEOUT", message: "node invoke timed out" };
+      reject(unavailable(nodeError.message, { nodeError, delivery: "unknown" }));
+    }
+    this.#sweepAtMs = Infinity;
+    if (nextMs < Infinity) this.#sweepAt(nextMs);
   }
 }
 

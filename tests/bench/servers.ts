@@ -53,6 +53,10 @@ export function startBare({ server }: Cores): Promise<Server> {
   return startServer([...server, ...denoRun("bare.ts")], {});
 }
 
+export function startRelay({ server }: Cores): Promise<Server> {
+  return startServer([...server, ...denoRun("relay.ts")], {});
+}
+
 /**
  * A gateway with a new state directory, from the sources if `program` does not say otherwise.
  *

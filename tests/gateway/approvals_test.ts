@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertMatch, assertRejects, assertThrows } from "@std/assert";
 import {
-  ApprovalRequest,
+  type ApprovalRequest,
   Approvals,
   type Binding,
   type BoundCall,

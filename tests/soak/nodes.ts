@@ -4,7 +4,7 @@ import { assert, assertEquals } from "@std/assert";
 import type { Json } from "../support/client.ts";
 import { newDevice } from "../support/device.ts";
 import { startTestGateway } from "../support/gateway.ts";
-import { asked, connectNode, type TestNode } from "../support/node.ts";
+import { asked, connectNode, nodesOnce, type TestNode } from "../support/node.ts";
 
 /** A node that sends its result and closes at once, again and again. */
 export async function resultsBeforeClose({ rounds }: { rounds: number }) {
@@ -63,8 +63,7 @@ export async function droppedNodes({ nodes, times }: { nodes: number; times: num
     assertEquals((await invoking).payload, node.nodeId);
   }));
   await Promise.all(current.map(({ client }) => client.close()));
-  const after = (await operator.call("node.list", {})).nodes as Json[];
-  assertEquals(after.filter(({ connected }) => connected), []);
+  await nodesOnce(operator, (all) => all.every(({ connected }) => !connected));
   return { nodes, "times dropped": times, registrations: ids.length };
 }
 

@@ -5,6 +5,7 @@ import { truncatedConfigs } from "./config_writes.ts";
 import { fuzzFrames } from "./fuzz.ts";
 import { killRounds } from "./kill.ts";
 import { lifetime } from "./lifetime.ts";
+import { droppedNodes, resultsBeforeClose, silentNode } from "./nodes.ts";
 import { refusedCalls } from "./refused_calls.ts";
 import { silentSockets } from "./silent_sockets.ts";
 import { slowReader } from "./slow_reader.ts";
@@ -24,6 +25,9 @@ const RUNS: Record<string, () => Promise<Figures>> = {
     for (let seed = 1; seed <= 10; seed++) figures = await fuzzFrames({ frames: 20_000, seed });
     return { ...figures, seed: "1 to 10" };
   },
+  results: () => resultsBeforeClose({ rounds: 10_000 }),
+  dropped: () => droppedNodes({ nodes: 200, times: 20 }),
+  "silent-node": () => silentNode(),
   lifetime: () => lifetime({ rounds: 30, clients: 500 }),
 };
 

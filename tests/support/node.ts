@@ -1,6 +1,6 @@
 // A node that does what a test tells it to.
 
-import { type Json, type TestClient } from "./client.ts";
+import type { Json, TestClient } from "./client.ts";
 import type { TestConnectOptions, TestGateway } from "./gateway.ts";
 import { type Identity, newDevice } from "./device.ts";
 
@@ -99,4 +99,17 @@ export function payload(value: unknown): Reply {
 /** The answer of a node that did not do it. */
 export function failure(message: string, code = "UNAVAILABLE"): Reply {
   return { ok: false, error: { code, message } };
+}
+
+/** The nodes of `node.list` once they are as they must come to be: closing takes both ends a moment. */
+export async function nodesOnce(
+  operator: TestClient,
+  fits: (nodes: Json[]) => boolean,
+): Promise<Json[]> {
+  const begin = performance.now();
+  for (;;) {
+    const { nodes } = await operator.call("node.list", {});
+    if (fits(nodes)) return nodes;
+    if (performance.now() - begin > 15_000) throw new Error(`still: ${JSON.stringify(nodes)}`);
+  }
 }
