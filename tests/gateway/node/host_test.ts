@@ -1,8 +1,11 @@
-import { assert, assertEquals, assertMatch } from "@std/assert";
+import { assert, assertEquals, assertMatch, fail } from "@std/assert";
 import { DatabaseSync } from "node:sqlite";
+import { ApprovalsStore } from "../../../gateway/node/approvals_file.ts";
+import { NodeHost } from "../../../gateway/node/host.ts";
+import type { HelloOk } from "../../../rpc/client.ts";
 import { startTestGateway } from "../../support/gateway.ts";
 import { eventually } from "../../support/process.ts";
-import { approve, invoke, refusedBy, startTestNode } from "./support.ts";
+import { approve, invoke, refusedBy, startTestNode, tempHome } from "./support.ts";
 
 const OPEN = { version: 1, defaults: { security: "full", ask: "off" } };
 const ALL = { scopes: ["operator.admin", "operator.approvals", "operator.write", "operator.read"] };
@@ -127,11 +130,25 @@ Deno.test("a shell that was always allowed is still asked about", async () => {
   }
 });
 
-Deno.test("a text beside the argv that says something else is refused", async () => {
-  await using gateway = await startTestGateway();
-  await using node = await startTestNode(gateway, { approvals: OPEN });
-  const operator = await gateway.connect();
-  const mismatch = "rawCommand does not match command";
+Deno.test("a text beside the argv that says something else is refused by the node itself", async () => {
+  await using home = await tempHome();
+  await Deno.writeTextFile(`${home.path}/approvals.json`, JSON.stringify(OPEN));
+  const results = new Map<string, { ok: boolean; error?: { code: string; message: string } }>();
+  await using host = new NodeHost({
+    env: { PATH: "/usr/bin:/bin", HOME: home.path },
+    cwd: home.path,
+    approvals: new ApprovalsStore({ file: `${home.path}/approvals.json`, socket: "unused" }),
+    config: () => Promise.resolve({}),
+    warn: (message) => fail(message),
+  });
+  const link = {
+    hello: { policy: {} } as HelloOk,
+    call(method: string, params: unknown) {
+      const { id, ...result } = params as { id: string; ok: boolean };
+      if (method === "node.invoke.result") results.set(id, result);
+      return Promise.resolve({});
+    },
+  };
   const cases: [string[], string, boolean][] = [
     [["/bin/sh", "-lc", "echo a"], "echo a", true],
     [["/bin/sh", "-lc", "echo a"], "echo b", false],
@@ -146,12 +163,59 @@ Deno.test("a text beside the argv that says something else is refused", async ()
     [["echo", "x"], "echo $HOME", false],
   ];
 
-  for (const [command, rawCommand, fits] of cases) {
-    const params = { command, rawCommand };
-    const call = { nodeId: node.nodeId, command: "system.run", params, idempotencyKey: rawCommand };
-    const { error } = await operator.request("node.invoke", call);
-    assertEquals(error?.message, fits ? undefined : mismatch, rawCommand);
+  cases.forEach(([command, rawCommand], index) => {
+    const paramsJSON = JSON.stringify({ command, rawCommand });
+    host.take({ id: `${index}`, nodeId: "n", command: "system.run", paramsJSON }, link);
+  });
+  await eventually("all were answered", () => results.size === cases.length);
+
+  for (const [index, [command, rawCommand, fits]] of cases.entries()) {
+    assertEquals(
+      results.get(`${index}`)?.error,
+      fits ? undefined : { code: "INVALID_REQUEST", message: "rawCommand does not match command" },
+      JSON.stringify([command, rawCommand]),
+    );
   }
+});
+
+Deno.test("what is no invocation is left alone, and params may come as they are", async () => {
+  await using home = await tempHome();
+  const results: unknown[] = [];
+  await using host = new NodeHost({
+    env: { PATH: "/usr/bin:/bin", HOME: home.path },
+    cwd: home.path,
+    approvals: new ApprovalsStore({ file: `${home.path}/approvals.json`, socket: "unused" }),
+    config: () => Promise.resolve({}),
+    warn: (message) => fail(message),
+  });
+  const link = {
+    hello: { policy: {} } as HelloOk,
+    call(_: string, params: unknown) {
+      results.push(params);
+      return Promise.reject(new Error("the connection is gone"));
+    },
+  };
+  const which = { id: "1", nodeId: "other", command: "system.which" };
+
+  host.take({ ...which, id: " " }, link);
+  host.take({ ...which, nodeId: "" }, link);
+  host.take({ ...which, command: undefined }, link);
+  host.take(null, link);
+  host.take({ ...which, params: { bins: ["no-such-program"] } }, link);
+  host.take({ ...which, id: "2", paramsJSON: "{" }, link);
+  host.take({ ...which, id: "3", command: "camera.snap" }, link);
+  await eventually("three were answered", () => results.length === 3);
+
+  assertEquals(
+    new Set(results.map((one) => JSON.stringify(one))),
+    new Set([
+      '{"id":"1","nodeId":"other","ok":true,"payloadJSON":"{\\"bins\\":{}}"}',
+      '{"id":"2","nodeId":"other","ok":false,"error":{"code":"INVALID_REQUEST",' +
+      '"message":"INVALID_REQUEST: bins required"}}',
+      '{"id":"3","nodeId":"other","ok":false,"error":{"code":"UNAVAILABLE",' +
+      '"message":"command not supported"}}',
+    ]),
+  );
 });
 
 Deno.test("each refusal has its words", async () => {

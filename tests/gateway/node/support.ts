@@ -142,3 +142,9 @@ export async function approve(
   await operator.call("exec.approval.resolve", { id, decision });
   await asking;
 }
+
+/** A directory that is gone when it is disposed of. */
+export async function tempHome(): Promise<AsyncDisposable & { path: string }> {
+  const path = await Deno.makeTempDir({ prefix: "zero-node-" });
+  return { path, [Symbol.asyncDispose]: () => Deno.remove(path, { recursive: true }) };
+}
