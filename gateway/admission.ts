@@ -363,14 +363,13 @@ function pairNow(
   inviteId: string | undefined,
   { devices, invites, onPairing }: AdmissionRules,
 ) {
-  return devices.atomically(() => {
+  const issued = devices.atomically(() => {
     if (inviteId && !invites.use(inviteId, claim.deviceId)) throw inviteUnknown();
     devices.pair(claim);
-    const issued = devices.issue(claim.deviceId, claim.role, claim.scopes);
-    // The trail is part of the change.
-    onPairing({ kind: "approved", requestId: crypto.randomUUID(), claim, inviteId });
-    return issued;
+    return devices.issue(claim.deviceId, claim.role, claim.scopes);
   });
+  onPairing({ kind: "approved", requestId: crypto.randomUUID(), claim, inviteId });
+  return issued;
 }
 
 function inviteUnknown(): Refusal {
@@ -461,7 +460,7 @@ function unauthorized(
     layer: "auth",
     retryable: false,
     fix: verdict === "missing_config"
-      ? `On the gateway's host: zero config set gateway.auth.${mode} <${mode}>`
+      ? `On the gateway's host: zero config set gateway.auth.${mode}`
       : `Pass the gateway's ${mode} (--${mode === "token" ? "token-file" : mode}): ${where}`,
     ...(protocol >= 4 && {
       authReason: `${mode}_${verdict}`,

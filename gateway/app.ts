@@ -93,20 +93,27 @@ export function createApp(gateway: Gateway): Hono<Env> {
  */
 async function authorize(
   context: Context<Env>,
-  { admission: { auth, limiter }, surroundings }: Gateway,
+  { admission: { auth, limiter }, surroundings, audit, log }: Gateway,
 ): Promise<Response | undefined> {
   const { incoming } = context.env;
   const from = provenanceOf(incoming.socket.remoteAddress, incoming.headers, surroundings);
+  const note = (code: string) => {
+    const ip = from.client ?? from.peer;
+    audit.refuse({ code, ip, reason: "over HTTP" });
+    log.warn("refused a request", { code, ip });
+  };
   const isNeverLocked = from.isLocalDirect && !from.hasOrigin;
   const lockedForMs = isNeverLocked ? 0 : limiter.lockedForMs(from.limiterKey);
   if (lockedForMs > 0) {
+    note("AUTH_RATE_LIMITED");
     context.header("Retry-After", String(Math.ceil(lockedForMs / 1_000)));
     return context.json(RATE_LIMITED, 429);
   }
-  const [, secret = ""] = /^Bearer (.+)$/.exec(context.req.header("authorization") ?? "") ?? [];
+  const [, secret = ""] = /^Bearer +(.+)$/i.exec(context.req.header("authorization") ?? "") ?? [];
   const verdict = auth.mode === "none" ? "missing" : checkSharedSecret({ token: secret }, auth);
   if (verdict === "ok") return undefined;
   if (verdict === "mismatch") {
+    note("AUTH_TOKEN_MISMATCH");
     if (!isNeverLocked) limiter.fail(from.limiterKey);
     // Too many of its guesses wait already: an early answer would let parallel ones go faster.
     else if (!await limiter.failLate(from.limiterKey)) incoming.socket.destroy();

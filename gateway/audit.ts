@@ -51,8 +51,9 @@ export type AuditEntry = Infer<typeof AuditEntry>;
 
 export type AuditFacts = Omit<AuditEntry, "auditId" | "ts" | "event" | "count" | "lastTs">;
 
-/** Entries kept; the oldest give way. */
+/** Entries kept, beside refusals; the oldest give way. */
 const MAX_ENTRIES = 20_000;
+const MAX_REFUSALS = 10_000;
 /** Equal refusals within this time are one entry. */
 const MERGE_MS = 60_000;
 /** Counts of merged refusals are written this often. */
@@ -84,7 +85,15 @@ export class AuditTrail {
       ),
       count: store.prepare("UPDATE audit SET count = ?, last_ts = ? WHERE audit_id = ?"),
       trim: store.prepare(
-        `DELETE FROM audit WHERE audit_id <= (SELECT max(audit_id) FROM audit) - ${MAX_ENTRIES}`,
+        `DELETE FROM audit WHERE event <> 'connect.refused' AND audit_id <= (
+           SELECT audit_id FROM audit WHERE event <> 'connect.refused'
+           ORDER BY audit_id DESC LIMIT 1 OFFSET ${MAX_ENTRIES})`,
+      ),
+      // Strangers can cause refusals without end; they must not push out what was decided.
+      trimRefusals: store.prepare(
+        `DELETE FROM audit WHERE event = 'connect.refused' AND audit_id <= (
+           SELECT audit_id FROM audit WHERE event = 'connect.refused'
+           ORDER BY audit_id DESC LIMIT 1 OFFSET ${MAX_REFUSALS})`,
       ),
       list: store.prepare(
         "SELECT * FROM audit WHERE last_ts >= ? ORDER BY audit_id DESC LIMIT ?",
@@ -97,7 +106,10 @@ export class AuditTrail {
     const ts = this.#now();
     const { lastInsertRowid } = this.#sql.add.run(ts, event, JSON.stringify(facts), ts);
     const auditId = Number(lastInsertRowid);
-    if (auditId % 100 === 0) this.#sql.trim.run();
+    if (auditId % 100 === 0) {
+      this.#sql.trim.run();
+      this.#sql.trimRefusals.run();
+    }
     return auditId;
   }
 

@@ -74,6 +74,8 @@ export class Connection implements Subscriber {
   #pingedAtMs = 0;
   /** Frames are being held back until the end of the turn. */
   #isGathering = false;
+  /** Of the connect request, until it is answered. */
+  #connectId?: string | JsonRpcId;
   #presenceKey?: string;
   /** What a node offers, until it is registered. */
   #declaration?: Declaration;
@@ -102,7 +104,13 @@ export class Connection implements Subscriber {
       })
     );
     socket.on("error", (error) => this.#giveUp(error));
-    socket.on("message", (data: Buffer, isBinary: boolean) => this.#receive(data, isBinary));
+    socket.on("message", (data: Buffer, isBinary: boolean) => {
+      try {
+        this.#receive(data, isBinary);
+      } catch (error) {
+        this.#lose(error);
+      }
+    });
     socket.on("pong", () => {
       this.#isAlive = true;
       this.latencyMs = performance.now() - this.#pingedAtMs;
@@ -163,10 +171,19 @@ export class Connection implements Subscriber {
     this.#socket.terminate();
   }
 
-  /** The handshake took too long. */
+  /** The handshake took too long; who waits for a late refusal gets one now (D2, D13). */
   expire() {
     this.#gateway.log.debug("handshake timeout", { connId: this.id });
-    this.close(1000, "");
+    if (this.#phase !== "connecting" || this.#connectId === undefined) return this.close(1000, "");
+    const message = "unauthorized: too many failed authentication attempts (retry later)";
+    const refusal = new Refusal("INVALID_REQUEST", message, {
+      code: "AUTH_RATE_LIMITED",
+      layer: "auth",
+      retryable: false,
+      fix: "Wait some minutes, then connect with the right secret",
+    });
+    this.#answerConnect(this.#connectId, refusal);
+    this.close(refusal.closeCode, refusal.closeReason);
   }
 
   /** Drops a peer that sent nothing since the last ping, and pings it otherwise. */
@@ -189,7 +206,7 @@ export class Connection implements Subscriber {
     if (data.length >= LARGE_MESSAGE_BYTES) {
       // The pieces it came in, before it is copied once more; later, all of it.
       this.#gateway.garbage.now();
-      setImmediate(() => this.#gateway.garbage.now());
+      this.#gateway.garbage.soon();
     }
     if (this.#phase === "closing") return;
     // Binary frames are voice audio, which is not spoken here (§1).
@@ -218,6 +235,7 @@ export class Connection implements Subscriber {
       return this.close(first === "" ? 1000 : 1008, first);
     }
     this.#isJsonRpc = first.isJsonRpc;
+    this.#connectId = first.id;
     try {
       if (first.method !== "connect") throw notConnect();
       const { params, protocol } = this.#readParams(first.params);
@@ -240,19 +258,19 @@ export class Connection implements Subscriber {
       this.#settleIn();
     } catch (thrown) {
       const error = thrown instanceof Refusal ? thrown : this.#fault(thrown);
-      if (error.isSilent || this.#isGone()) return this.terminate();
       this.#logRefusal(error, first.params);
+      if (error.isSilent || this.#isGone()) return this.terminate();
       this.#answerConnect(first.id, error);
       this.close(error.closeCode, error.closeReason);
     }
   }
 
   /** What went wrong is for the log; the client learns where to look. */
-  #fault(error: unknown): Refusal {
+  #fault(error: unknown, where = "connect"): Refusal {
     const id = crypto.randomUUID();
     const text = error instanceof Error ? error.stack ?? error.message : String(error);
-    this.#gateway.log.error("a handshake failed", { id, connId: this.id, error: text });
-    return new Refusal("UNAVAILABLE", `internal error in connect (id ${id})`, {
+    this.#gateway.log.error("a connection failed", { id, connId: this.id, where, error: text });
+    return new Refusal("UNAVAILABLE", `internal error in ${where} (id ${id})`, {
       code: "INTERNAL_ERROR",
       layer: "protocol",
       retryable: true,
@@ -307,7 +325,9 @@ export class Connection implements Subscriber {
       },
     };
     if (client.mode !== "cli") {
-      this.#presenceKey = admission.deviceId ?? client.instanceId ?? this.id;
+      // An instance id is what a client says it is; it must not stand in for a device.
+      const isTaken = gateway.devices.find(client.instanceId ?? "") !== undefined;
+      this.#presenceKey = admission.deviceId ?? (isTaken ? this.id : client.instanceId ?? this.id);
       const { isLocal, client: ip } = this.#provenance;
       gateway.presence.join(this.#presenceKey, {
         host: client.displayName ?? client.id,
@@ -369,8 +389,8 @@ export class Connection implements Subscriber {
       return this.#send(encodeError(request.id, { code: "INVALID_REQUEST", message }));
     }
     const outcome = this.#gateway.dispatcher.dispatch(request.method, request.params, this.#call!);
-    if (outcome instanceof Promise) outcome.then((later) => this.#answer(request.id, later));
-    else this.#answer(request.id, outcome);
+    if (!(outcome instanceof Promise)) return this.#answer(request.id, outcome);
+    outcome.then((later) => this.#answer(request.id, later)).catch((error) => this.#lose(error));
   }
 
   #serveJsonRpc(text: string) {
@@ -383,16 +403,30 @@ export class Connection implements Subscriber {
     }).then((answer) => {
       if (answer !== undefined) this.#send(answer);
       for (const outcome of outcomes) this.#note(outcome);
-    });
+    }).catch((error) => this.#lose(error));
   }
 
   #answer(id: string, outcome: Outcome) {
-    this.#send(
-      outcome.ok
-        ? encodeResponse(id, outcome.payload)
-        : encodeError(id, outcome.error.toWire(this.#protocol)),
-    );
+    this.#send(this.#encode(id, outcome));
     this.#note(outcome);
+  }
+
+  /** What cannot be written as JSON (a peer's payload nested too deep) is a fault of that one call. */
+  #encode(id: string, outcome: Outcome): string {
+    try {
+      return outcome.ok
+        ? encodeResponse(id, outcome.payload)
+        : encodeError(id, outcome.error.toWire(this.#protocol));
+    } catch (error) {
+      const { message } = this.#fault(error, "an answer");
+      return encodeError(id, { code: "UNAVAILABLE", message });
+    }
+  }
+
+  /** The last resort: one connection ends, and not the process. */
+  #lose(error: unknown) {
+    this.#fault(error, "an answer");
+    this.close(1011, "internal error");
   }
 
   #answerConnect(id: string | JsonRpcId, error: Refusal) {

@@ -86,6 +86,9 @@ export type TokenVerdict =
       | "scope-mismatch";
   };
 
+/** How far a token has come: minted by an operator, given to its device in a hello-ok, used by it. */
+const [MINTED, GIVEN, USED] = [0, 1, 2];
+
 /** Pending requests live this long after the device last asked. */
 export const PENDING_TTL_MS = 300_000;
 
@@ -132,15 +135,19 @@ export class DeviceStore {
         "UPDATE device_roles SET last_used_at_ms = ? WHERE device_id = ? AND role = ?",
       ),
       tokens: prepare(
-        `SELECT token_id, hash, scopes, is_used FROM device_tokens
+        `SELECT token_id, hash, scopes, stage FROM device_tokens
          WHERE device_id = ? AND role = ? ORDER BY token_id DESC`,
       ),
       addToken: prepare(
-        "INSERT INTO device_tokens (device_id, role, hash, scopes) VALUES (?, ?, ?, ?)",
+        "INSERT INTO device_tokens (device_id, role, hash, scopes, stage) VALUES (?, ?, ?, ?, ?)",
       ),
-      useToken: prepare("UPDATE device_tokens SET is_used = 1 WHERE token_id = ?"),
+      useToken: prepare(`UPDATE device_tokens SET stage = ${USED} WHERE token_id = ?`),
       removeOtherTokens: prepare(
         "DELETE FROM device_tokens WHERE device_id = ? AND role = ? AND token_id <> ?",
+      ),
+      keepTokens: prepare(
+        `DELETE FROM device_tokens WHERE device_id = ? AND role = ?
+           AND token_id <> coalesce(?, 0) AND token_id <> coalesce(?, 0)`,
       ),
       removeTokens: prepare("DELETE FROM device_tokens WHERE device_id = ? AND role = ?"),
       removeAllTokens: prepare("DELETE FROM device_tokens WHERE device_id = ?"),
@@ -306,8 +313,9 @@ export class DeviceStore {
   }
 
   /**
-   * Makes a new token for a paired device and role. Of those before it one stays valid until this one
-   * is used: the last that was used, or the newest when none was.
+   * Makes a new token for a paired device and role. Of those before it the last that was used stays
+   * valid until this one is used, or the newest when none was; and, when an operator asked for this
+   * one, the one that the device was given last.
    *
    * @param isRotation an operator asked for it
    */
@@ -322,10 +330,14 @@ export class DeviceStore {
       const token = randomUUID().replaceAll("-", "");
       const sorted = unionScopes(scopes);
       const held = this.#sql.tokens.all(deviceId, role) as Row[];
-      const kept = held.find((one) => one.is_used === 1) ?? held[0];
-      if (kept) this.#sql.removeOtherTokens.run(deviceId, role, kept.token_id);
-      this.#putRole(deviceId, role, sorted, now, isRotation || kept ? now : null);
-      this.#sql.addToken.run(deviceId, role, hashOf(token), JSON.stringify(sorted));
+      const used = held.find((one) => one.stage === USED) ?? held[0];
+      // An operator's rotation must not void what the device itself was given last.
+      const given = isRotation ? held.find((one) => one.stage !== MINTED) : undefined;
+      const kept = [used?.token_id ?? null, given?.token_id ?? null];
+      if (used) this.#sql.keepTokens.run(deviceId, role, ...kept);
+      this.#putRole(deviceId, role, sorted, now, isRotation || used ? now : null);
+      const stage = isRotation ? MINTED : GIVEN;
+      this.#sql.addToken.run(deviceId, role, hashOf(token), JSON.stringify(sorted), stage);
       return { token, role, scopes: sorted, issuedAtMs: now };
     });
   }
@@ -384,7 +396,7 @@ export class DeviceStore {
     if (!coversScopes(parse(found.scopes), scopes)) return { ok: false, reason: "scope-mismatch" };
     this.#store.attempt(() =>
       this.#store.transaction(() => {
-        if (found.is_used === 0) this.#sql.useToken.run(found.token_id);
+        if (found.stage !== USED) this.#sql.useToken.run(found.token_id);
         if (index === 0 && candidates.length > 1) {
           this.#sql.removeOtherTokens.run(deviceId, role, found.token_id);
         }

@@ -61,6 +61,8 @@ export interface Gateway {
   readonly garbage: Collector;
   /** Whether calls are being served: not while starting or stopping. */
   readonly isReady: boolean;
+  /** @throws {StartRefusal} what would stand in the way of a start with this configuration */
+  preflight(reading: ConfigReading): void;
   /**
    * Makes a configuration that was just written the current one, now instead of when the file is
    * next looked at.

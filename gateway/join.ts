@@ -78,7 +78,7 @@ export function runInvite(
 ): Promise<number | void> {
   const ttlMs = readDuration(flags.ttl, "--ttl");
   const { role, address } = flags;
-  const scopes = flags.scopes?.split(",").map((scope) => scope.trim()).filter(Boolean);
+  const scopes = readScopes(flags.scopes, role);
   if (address !== undefined && !/^wss?:\/\//.test(address)) {
     throw new UsageError("Cannot use --address: it is no ws:// or wss:// address");
   }
@@ -113,6 +113,30 @@ export function runInvite(
     const { secret: _, ...shown } = invite;
     if (flags.json) return terminal.json({ ...shown, url, link });
     await showLink(link, { url, ttlMs, withQr: !flags["no-qr"] }, terminal);
+  });
+}
+
+const SCOPES = [
+  "admin",
+  "read",
+  "write",
+  "approvals",
+  "pairing",
+  "questions",
+  "talk",
+  "talk.secrets",
+];
+
+/** Scopes as people write them: `read` is `operator.read`. */
+function readScopes(text: string | undefined, role?: string): string[] | undefined {
+  if (text === undefined) return undefined;
+  if (role === "node") throw new UsageError("Cannot give a node scopes: leave --scopes out");
+  return text.split(",").map((one) => one.trim()).filter(Boolean).map((one) => {
+    const name = one.replace(/^operator\./, "");
+    if (SCOPES.includes(name)) return `operator.${name}`;
+    throw new UsageError(`Cannot use the scope ${JSON.stringify(one)}: there is no such scope`, {
+      hint: `One of: ${SCOPES.join(", ")}`,
+    });
   });
 }
 

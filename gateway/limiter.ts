@@ -76,7 +76,8 @@ export class LoginLimiter {
     if (excess <= 0) return Promise.resolve(true);
     const delayMs = Math.min(FIRST_DELAY_MS * 2 ** (excess - 1), LONGEST_DELAY_MS);
     const now = this.#now();
-    bucket.answeredUntilMs = Math.max(now, bucket.answeredUntilMs) + delayMs;
+    const latest = now + MAX_WAITING * LONGEST_DELAY_MS;
+    bucket.answeredUntilMs = Math.min(Math.max(now, bucket.answeredUntilMs) + delayMs, latest);
     return new Promise((resolve) => {
       const waiting: Waiting = {
         cancel: this.#after(bucket.answeredUntilMs - now, () => waiting.settle(true)),

@@ -4,28 +4,40 @@
 import v8 from "node:v8";
 import vm from "node:vm";
 
-/** Messages of this size are worth a collection of their own, which takes about 10 ms. */
+/** Messages of this size are worth a collection of their own. */
 export const LARGE_MESSAGE_BYTES = 4 * 1_048_576;
 
-/** Strangers can cause a collection; not more often than this. */
-const PAUSE_MS = 500;
+/** A collection stops everything for 10 ms and, on a large heap, for much longer: not more often. */
+const INTERVAL_MS = 3_000;
+const PAUSE_MS = 300;
 
 export class Collector {
   readonly #collect = findCollector();
   #timer?: ReturnType<typeof setTimeout>;
+  #collectedAtMs = -INTERVAL_MS;
+  /** More than one was asked for within the interval. */
+  #isBurst = false;
 
-  /** Collects garbage now. */
+  /** Collects garbage now, unless that was done a moment ago. */
   now() {
-    this.#collect();
+    if (performance.now() - this.#collectedAtMs >= INTERVAL_MS) this.#run();
   }
 
   /** Collects once in a while, however often it is asked. */
   soon() {
     if (this.#timer !== undefined) return;
+    const sinceMs = performance.now() - this.#collectedAtMs;
+    const waitMs = this.#isBurst ? Math.max(PAUSE_MS, INTERVAL_MS - sinceMs) : PAUSE_MS;
+    this.#isBurst = sinceMs < INTERVAL_MS;
     this.#timer = setTimeout(() => {
       this.#timer = undefined;
-      this.#collect();
-    }, PAUSE_MS);
+      this.#run();
+    }, waitMs);
+  }
+
+  #run() {
+    this.#collectedAtMs = performance.now();
+    this.#collect();
   }
 
   [Symbol.dispose]() {

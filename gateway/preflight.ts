@@ -63,6 +63,12 @@ export function refuseUnsafeStart(
       "zero config set gateway.auth.token",
     );
   }
+  if (isExposed && mode !== "none") {
+    throw new StartRefusal(
+      `gateway.tailscale.mode is ${tailscale.mode.value}, and this version does not set Tailscale up`,
+      `zero config set gateway.tailscale.mode off, then: tailscale serve --bg ${port.value}`,
+    );
+  }
   if (mode !== "none") return;
   if (isExposed || trustedProxies.value.length > 0) {
     const what = isExposed ? "Tailscale" : "gateway.trustedProxies";

@@ -17,6 +17,8 @@ export interface ReloadOptions {
   settings(reading: ConfigReading): { mode: ReloadMode; debounceMs: number };
   /** Throws what would stand in the way of a start with this configuration. */
   preflight(reading: ConfigReading): void;
+  /** Told of a configuration that is current from now on. */
+  adopted?(reading: ConfigReading): void;
   restart(reason: string, delayMs: number): void;
 }
 
@@ -86,6 +88,7 @@ export class ConfigWatcher implements CurrentConfig {
     const needs = actionFor(changed);
     const { mode } = settings(reading);
     this.#reading = reading;
+    this.#options.adopted?.(reading);
     this.#isReported = false;
     this.#seen = this.#handled = signatureOf(reading.files);
     if (changed.length === 0 || mode === "off") return false;
@@ -134,6 +137,7 @@ export class ConfigWatcher implements CurrentConfig {
     // Written again while it was read: what was read may be half of it.
     if (this.#isStopped || signatureOf(this.#reading.files) !== signature) return;
     this.#handled = signature;
+    if (settings(this.#reading).mode === "off") return;
     // Whoever wants the defaults can say {}: this is a write that was cut off at its beginning.
     if (reading.raw?.trim() === "") return this.#report("the file is empty");
     if (!reading.valid) return this.#report(reading.issues.map(formatIssue).join("; "));

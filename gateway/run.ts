@@ -111,17 +111,21 @@ class Process {
     let flags = this.#options.flags;
     for (let isRestart = false;; isRestart = true) {
       const begin = performance.now();
-      let gateway = await this.#start(reading, flags).catch(async (error) => {
-        if (reading === lastGood) throw await this.#explain(error, reading, flags);
+      const gateway = await this.#start(reading, flags).catch(async (error) => {
+        const explained = await this.#explain(error, reading, flags);
+        if (reading === lastGood) throw explained;
         this.#log.error("cannot start with the changed configuration; using the last good one", {
-          error: error.message,
+          error: explained.message,
         });
-        return undefined;
+        // What ran a moment ago runs again.
+        reading = lastGood;
+        return await this.#start(lastGood, flags).catch(async (again) => {
+          throw await this.#explain(again, lastGood, flags);
+        });
       });
-      gateway ??= await this.#start(lastGood, flags);
       this.#running = gateway;
+      lastGood = reading;
       if (gateway.settings.port.value === 0) flags = { ...flags, port: gateway.port };
-      else lastGood = reading;
       this.#announce(gateway, reading, isRestart, performance.now() - begin);
       const wish = await this.#wish.promise;
       clearTimeout(this.#restartTimer);
@@ -145,6 +149,10 @@ class Process {
       logFile: this.#logFile,
       interfaces: this.#interfaces,
       maxFiles: this.#maxFiles,
+      adopted: ({ config }) => {
+        const { logging } = gatewaySettings({ flags, env: paths.env, config });
+        this.#log.level = logging.level.value;
+      },
       restart: (reason, delayMs) => this.#restartLater(reason, delayMs),
       checkResults,
     });

@@ -50,7 +50,8 @@ export function runCommand({ place, version }: RunCommandOptions): Command {
       tailscale: {
         kind: "text",
         choices: ["off", "serve", "funnel"],
-        summary: "How the tailnet reaches it; what that needs is checked at the start",
+        hidden: true,
+        summary: "Only off starts: this version does not set Tailscale up",
       },
       force: { kind: "boolean", summary: "Stop the gateway that has the port first" },
       "allow-unconfigured": {

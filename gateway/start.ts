@@ -7,7 +7,7 @@ import type { GatewayFlags, GatewaySettings } from "../config/settings.ts";
 import { gatewaySettings } from "../config/settings.ts";
 import { Dispatcher } from "../rpc/dispatch.ts";
 import { type ProcessRunner, systemRunner } from "../tunnel/process.ts";
-import { whois } from "../tunnel/tailscale.ts";
+import { rememberedWhois } from "../tunnel/tailscale.ts";
 import type { AdmissionRules, PairingNews } from "./admission.ts";
 import { Approvals } from "./approvals.ts";
 import { type AuditFacts, AuditTrail } from "./audit.ts";
@@ -49,6 +49,8 @@ export interface StartOptions {
   log: Log;
   logFile: string;
   interfaces: Interfaces;
+  /** Told of a configuration that is current from now on. */
+  adopted?(reading: ConfigReading): void;
   /** Asks the process for a restart. */
   restart(reason: string, delayMs: number): void;
   /** How many files this process may have open, as soon as that is known. */
@@ -128,6 +130,10 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
   const nodes = parts.use(new NodeRegistry());
   const systemEvents = new SystemEvents(store);
   const heartbeats = { areEnabled: true };
+  const preflight = (next: ConfigReading) => {
+    const wanted = gatewaySettings({ flags, env, config: next.config });
+    refuseUnsafeStart(next.config, wanted, bindHost(wanted, interfaces).host);
+  };
   const config = parts.use(
     new ConfigWatcher({
       reading,
@@ -137,10 +143,8 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
         const { reload } = gatewaySettings({ flags, env, config: next.config });
         return { mode: reload.mode.value, debounceMs: reload.debounceMs.value };
       },
-      preflight: (next) => {
-        const wanted = gatewaySettings({ flags, env, config: next.config });
-        refuseUnsafeStart(next.config, wanted, bindHost(wanted, interfaces).host);
-      },
+      preflight,
+      adopted: options.adopted,
       restart: options.restart,
     }),
   );
@@ -208,7 +212,7 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
     devices,
     invites,
     limiter,
-    whois: (address) => whois(options.runner ?? systemRunner, address),
+    whois: rememberedWhois(options.runner ?? systemRunner),
     onPairing: (news) => announce(news, events, audit),
   };
   let isReady = false;
@@ -255,6 +259,7 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
     get isReady() {
       return isReady;
     },
+    preflight,
     adoptConfig: (next, reason, delayMs) => config.adopt(next, reason, delayMs),
   };
   options.maxFiles?.then((count) => count && gateway.connections.limitTo(count));

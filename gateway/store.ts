@@ -31,7 +31,7 @@ const MIGRATIONS = [
      role TEXT NOT NULL,
      hash TEXT NOT NULL,
      scopes TEXT NOT NULL,
-     is_used INTEGER NOT NULL DEFAULT 0,
+     stage INTEGER NOT NULL,
      FOREIGN KEY (device_id, role) REFERENCES device_roles ON DELETE CASCADE
    ) STRICT;
    CREATE INDEX device_tokens_of ON device_tokens (device_id, role);

@@ -173,11 +173,12 @@ async function readOnTopOf(gateway: Gateway, baseHash?: string): Promise<ConfigR
 }
 
 async function write(
-  { paths, audit }: Gateway,
+  gateway: Gateway,
   caller: Caller,
   current: ConfigReading,
   raw: string,
 ): Promise<ConfigReading> {
+  const { paths, audit } = gateway;
   // First of all: what stands in place of a secret is no valid value.
   const complete = withSecrets(raw, current);
   const next = await parseConfig(complete, { path: paths.configPath, env: paths.env });
@@ -186,6 +187,16 @@ async function write(
     const syntax = next.parsed === null ? next.issues[0] : undefined;
     throw new RpcError("INVALID_REQUEST", syntax?.message ?? "invalid config", {
       details: { issues: next.issues.map(({ path, message }) => ({ path, message })) },
+    });
+  }
+  try {
+    gateway.preflight(next);
+  } catch (error) {
+    // A gateway that could not start with it would be gone at the next start.
+    const { message } = error as Error;
+    throw new RpcError("INVALID_REQUEST", "invalid config", {
+      cause: error,
+      details: { issues: [{ path: "gateway", message }] },
     });
   }
   try {

@@ -82,6 +82,7 @@ export const deviceMethods = [
       const device = gateway.devices.find(deviceId);
       if (!device) throw new RpcError("INVALID_REQUEST", "unknown deviceId");
       mustHold(caller, device.scopes);
+      if (device.roles.includes("node")) mustHold(caller, ["operator.admin"]);
       gateway.devices.remove(deviceId);
       gateway.connections.closeDevice(deviceId, "device removed", { callerId: caller.connId });
       gateway.audit.record("device.removed", { by: nameOf(caller), deviceId });
@@ -108,6 +109,7 @@ export const deviceMethods = [
       const held = devices.scopesOf(deviceId, role);
       if (!held) throw new RpcError("INVALID_REQUEST", "unknown deviceId/role");
       mustHold(caller, scopes ?? held);
+      if (role === "node") mustHold(caller, ["operator.admin"]);
       const issued = devices.rotate(deviceId, role, scopes)!;
       audit.record("token.rotated", {
         by: nameOf(caller),
@@ -137,6 +139,7 @@ export const deviceMethods = [
       const held = gateway.devices.scopesOf(deviceId, role);
       if (!held) throw new RpcError("INVALID_REQUEST", "unknown deviceId/role");
       mustHold(caller, held);
+      if (role === "node") mustHold(caller, ["operator.admin"]);
       const revokedAtMs = gateway.devices.revoke(deviceId, role)!;
       gateway.connections.closeDevice(deviceId, "device token revoked", {
         role,
@@ -235,7 +238,8 @@ export function rejectRequest(gateway: Gateway, caller: Caller, requestId: strin
   return request;
 }
 
-function mustHold({ scopes }: Caller, wanted: readonly string[]) {
+/** @throws {RpcError} the caller lacks some of the scopes */
+export function mustHold({ scopes }: Caller, wanted: readonly string[]) {
   if (coversScopes(scopes, wanted)) return;
   const missing = wanted.filter((scope) => !coversScopes(scopes, [scope]));
   throw new RpcError("FORBIDDEN", `missing scope: ${missing[0]}`, {

@@ -28,7 +28,7 @@ import type { PairedDevice } from "../devices.ts";
 import { type Call, callerKey, type Gateway, method, nameOf } from "../gateway.ts";
 import { LegacyNode, LegacyRequest, nodeDescription } from "../legacy_nodes.ts";
 import type { ConnectedNode } from "../nodes.ts";
-import { approveRequest, rejectRequest } from "./device.ts";
+import { approveRequest, mustHold, rejectRequest } from "./device.ts";
 
 /** How long an invocation may take unless told. */
 const DEFAULT_TIMEOUT_MS = 30_000;
@@ -310,6 +310,7 @@ export const nodeMethods = [
     params: object({ nodeId: nonEmpty() }),
     result: object({ nodeId: text() }),
     handle({ nodeId }, { gateway, caller }) {
+      if (gateway.devices.find(nodeId)) mustHold(caller, ["operator.admin"]);
       const isLegacy = gateway.legacyNodes.remove(nodeId);
       const isDevice = gateway.devices.removeRole(nodeId, "node");
       if (!isLegacy && !isDevice) throw unknownNode();

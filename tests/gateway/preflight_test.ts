@@ -28,8 +28,6 @@ Deno.test("what is safe may start", () => {
     { env: { ZERO_GATEWAY_TOKEN: "t" }, host: "10.0.0.5" },
     { flags: { token: "t" }, host: "100.64.0.1" },
     { flags: { password: "p" }, host: "0.0.0.0" },
-    { gateway: { tailscale: { mode: "serve" } } },
-    { gateway: { tailscale: { mode: "funnel" }, auth: { password: "p" } } },
     { gateway: { trustedProxies: ["10.0.0.1"] } },
   ];
 
@@ -45,6 +43,11 @@ Deno.test("what is unsafe is refused with what stands in the way and what mends 
       { gateway: { mode: "remote" } },
       "Gateway start blocked: set gateway.mode=local (current: remote)",
       "zero config set gateway.mode local",
+    ],
+    [
+      { gateway: { tailscale: { mode: "serve" } } },
+      "this version does not set Tailscale up",
+      "tailscale serve --bg 18789",
     ],
     [{ gateway: { auth: { mode: "password" } } }, "there is no password", "ZERO_GATEWAY_PASSWORD"],
     [{ flags: { auth: "password" } }, "there is no password", "ZERO_GATEWAY_PASSWORD"],
