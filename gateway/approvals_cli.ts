@@ -4,6 +4,7 @@ import { type Command, command, EXIT_FAILURE, RPC_FLAGS } from "../config/comman
 import { formatDuration, printable, type Terminal } from "../config/terminal.ts";
 import type { Client } from "../rpc/client.ts";
 import { RpcError } from "../rpc/error.ts";
+import { calling } from "./calling.ts";
 import type { CallFlags, CallWorld } from "./reach.ts";
 
 /** A question as `exec.approval.list` tells of it. */
@@ -79,16 +80,6 @@ export function approvalsCommands(world: CallWorld): Command[] {
         calling(flags, world, terminal, (client) => watch(client, flags, terminal)),
     }),
   ];
-}
-
-async function calling(
-  flags: CallFlags,
-  world: CallWorld,
-  terminal: Terminal,
-  use: (client: Client) => Promise<number | void>,
-): Promise<number | void> {
-  const { withGateway } = await import("./reach.ts");
-  return await withGateway(flags, world, terminal, use);
 }
 
 function answer(

@@ -12,6 +12,7 @@ import {
 } from "../config/command.ts";
 import type { Terminal } from "../config/terminal.ts";
 import type { Client } from "../rpc/client.ts";
+import { calling } from "./calling.ts";
 import type { CallFlags, CallWorld } from "./reach.ts";
 
 /** How long `gateway agent --wait` waits unless told: the longest run, and some more (§7.3). */
@@ -248,17 +249,6 @@ export function gatewayCommands(world: CallWorld): Command[] {
       },
     }),
   ];
-}
-
-/** Loads what a call needs, connects, and does something. */
-async function calling(
-  flags: CallFlags,
-  world: CallWorld,
-  terminal: Terminal,
-  use: (client: Client) => Promise<number | void>,
-): Promise<number | void> {
-  const { withGateway } = await import("./reach.ts");
-  return await withGateway(flags, world, terminal, use);
 }
 
 /** @throws {UsageError} when both are given, or it is no JSON */

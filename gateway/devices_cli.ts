@@ -4,6 +4,7 @@ import { type Command, command, EXIT_FAILURE, RPC_FLAGS, UsageError } from "../c
 import { formatDuration, printable, type Terminal } from "../config/terminal.ts";
 import type { Client } from "../rpc/client.ts";
 import { RpcError } from "../rpc/error.ts";
+import { calling } from "./calling.ts";
 import type { CallFlags, CallWorld } from "./reach.ts";
 
 /** What `device.pair.list` says, as far as it is shown. */
@@ -308,16 +309,6 @@ export function showInvites(invites: readonly Invite[], terminal: Terminal) {
     ]),
     { header: ["INVITATION", "ROLE", "SCOPES", "STATE"] },
   );
-}
-
-async function calling(
-  flags: CallFlags,
-  world: CallWorld,
-  terminal: Terminal,
-  use: (client: Client) => Promise<number | void>,
-): Promise<number | void> {
-  const { withGateway } = await import("./reach.ts");
-  return await withGateway(flags, world, terminal, use);
 }
 
 function onDevice(

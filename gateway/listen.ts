@@ -110,6 +110,7 @@ function createGatewayServer(gateway: Gateway, sockets: Set<Socket>): Server {
     });
     const verdict = judge(request, gateway);
     if (verdict.allowed) return void answer(request, response);
+    note(request, gateway, verdict.status === 421 ? "HOST_NOT_SERVED" : "ORIGIN_NOT_ALLOWED");
     response.writeHead(verdict.status, { "Content-Type": "text/plain", Connection: "close" });
     response.end(`${verdict.message}\n`);
   });
@@ -126,11 +127,15 @@ function createGatewayServer(gateway: Gateway, sockets: Set<Socket>): Server {
   server.on("upgrade", (request: IncomingMessage, socket: Duplex, head: Buffer) => {
     socket.on("error", () => socket.destroy());
     const verdict = judge(request, gateway);
-    if (!verdict.allowed) return refuse(socket, verdict.status, verdict.message);
+    if (!verdict.allowed) {
+      note(request, gateway, verdict.status === 421 ? "HOST_NOT_SERVED" : "ORIGIN_NOT_ALLOWED");
+      return refuse(socket, verdict.status, verdict.message);
+    }
     if (!gateway.isReady) return refuse(socket, 503, "The gateway is stopping");
     // Not by URL: a stranger's target need not be one, and `new URL` would throw here.
     const [, query] = (request.url ?? "").split("?", 2);
     if (new URLSearchParams(query).has("token")) {
+      note(request, gateway, "SECRET_IN_URL");
       return refuse(socket, 403, "Secrets do not belong in URLs; send the token in connect.params");
     }
     const provenance = provenanceOf(
@@ -161,6 +166,13 @@ function judge({ headers, rawHeaders }: IncomingMessage, { names }: Gateway): Ve
   const hosts = rawHeaders.filter((name, index) => index % 2 === 0 && /^host$/i.test(name));
   if (hosts.length === 1) return judgeNames(headers, names);
   return { allowed: false, status: 421, message: "Send exactly one Host header" };
+}
+
+/** Puts a refusal on the audit trail; what the request says of itself stays out of it. */
+function note({ socket, headers }: IncomingMessage, gateway: Gateway, code: string) {
+  const { client, peer } = provenanceOf(socket.remoteAddress, headers, gateway.surroundings);
+  gateway.audit.refuse({ code, ip: client ?? peer });
+  gateway.log.warn("refused a request", { code, ip: client ?? peer });
 }
 
 function refuse(socket: Duplex, status: 403 | 421 | 503, message: string) {
