@@ -2,7 +2,7 @@
 // place that decides it: every command asks here, and every failure prints what was decided.
 
 import { UsageError } from "./command.ts";
-import type { ConfigReading } from "./load.ts";
+import { type ConfigReading, formatIssue } from "./load.ts";
 import type { Env } from "./paths.ts";
 import { normalizedFingerprint } from "./schema.ts";
 import { explainKey } from "./settings.ts";
@@ -86,7 +86,7 @@ export function resolveTarget(input: TargetInput): Target {
     const [issue] = reading.issues;
     const problem = new TargetError(
       "CONFIG_INVALID",
-      `Cannot choose a gateway: ${reading.path} is not valid${issue ? `: ${issue.message}` : ""}`,
+      `Cannot choose a gateway: ${issue ? formatIssue(issue) : `${reading.path} is not valid`}`,
       "zero config validate",
     );
     return { ...local(input), problem };

@@ -300,7 +300,12 @@ async function authenticate(
   }
   if (rule.mode === "none") return { method: "none", inviteId };
   const verdict = checkSharedSecret(auth, rule);
-  if (verdict === "ok") return { method: rule.mode, inviteId };
+  if (verdict === "ok") {
+    // A token that came along is echoed, not replaced (D10).
+    const token = claim && auth.deviceToken ? devices.verify(claim, auth.deviceToken) : undefined;
+    const deviceToken = token?.ok ? { token: auth.deviceToken!, ...token } : undefined;
+    return { method: rule.mode, inviteId, ...(deviceToken && { deviceToken }) };
+  }
   const candidate = auth.deviceToken || auth.token;
   if (claim && candidate) {
     const token = devices.verify(claim, candidate);

@@ -303,7 +303,7 @@ Deno.test("a configuration with mistakes chooses no gateway, unless the command 
 
   assertEquals(
     broken.problem?.message,
-    "Cannot choose a gateway: /home/me/.zero/zero.json is not valid: must be object",
+    "Cannot choose a gateway: zero.json: gateway: must be object",
   );
   assertEquals(named.problem, undefined);
 });
