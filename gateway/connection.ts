@@ -206,7 +206,7 @@ export class Connection implements Subscriber {
     if (data.length >= LARGE_MESSAGE_BYTES) {
       // The pieces it came in, before it is copied once more; later, all of it.
       this.#gateway.garbage.now();
-      this.#gateway.garbage.soon();
+      setImmediate(() => this.#gateway.garbage.now());
     }
     if (this.#phase === "closing") return;
     // Binary frames are voice audio, which is not spoken here (§1).
@@ -483,13 +483,13 @@ export class Connection implements Subscriber {
   /** A peer that broke the rules of WebSocket: `ws` has sent the close frame that says which. */
   #giveUp(error: Error) {
     this.#gateway.log.debug("socket error", { connId: this.id, error: error.message });
+    this.#gateway.garbage.soon();
     this.#phase = "closing";
     this.#cutOff();
   }
 
   /** Reads nothing more, or what a peer goes on sending would pass through memory (D1). */
   #cutOff() {
-    this.#gateway.garbage.soon();
     setImmediate(() => this.stream.pause());
     setTimeout(() => this.terminate(), LAST_WORD_MS);
   }

@@ -7,37 +7,37 @@ import vm from "node:vm";
 /** Messages of this size are worth a collection of their own. */
 export const LARGE_MESSAGE_BYTES = 4 * 1_048_576;
 
-/** A collection stops everything for 10 ms and, on a large heap, for much longer: not more often. */
-const INTERVAL_MS = 3_000;
-const PAUSE_MS = 300;
+/**
+ * A collection stops everything, for 10 ms or, on a large heap, for much longer. So many may come in a
+ * row, and then one every so often: nobody can make the gateway do nothing else.
+ */
+const BURST = 20;
+const REFILL_MS = 2_000;
+/** What many ask for at about the same time is done once. */
+const PAUSE_MS = 200;
 
 export class Collector {
   readonly #collect = findCollector();
   #timer?: ReturnType<typeof setTimeout>;
-  #collectedAtMs = -INTERVAL_MS;
-  /** More than one was asked for within the interval. */
-  #isBurst = false;
+  #credit = BURST;
+  #countedAtMs = performance.now();
 
-  /** Collects garbage now, unless that was done a moment ago. */
+  /** Collects garbage now, unless that was done too often of late. */
   now() {
-    if (performance.now() - this.#collectedAtMs >= INTERVAL_MS) this.#run();
-  }
-
-  /** Collects once in a while, however often it is asked. */
-  soon() {
-    if (this.#timer !== undefined) return;
-    const sinceMs = performance.now() - this.#collectedAtMs;
-    const waitMs = this.#isBurst ? Math.max(PAUSE_MS, INTERVAL_MS - sinceMs) : PAUSE_MS;
-    this.#isBurst = sinceMs < INTERVAL_MS;
-    this.#timer = setTimeout(() => {
-      this.#timer = undefined;
-      this.#run();
-    }, waitMs);
-  }
-
-  #run() {
-    this.#collectedAtMs = performance.now();
+    const now = performance.now();
+    this.#credit = Math.min(BURST, this.#credit + (now - this.#countedAtMs) / REFILL_MS);
+    this.#countedAtMs = now;
+    if (this.#credit < 1) return;
+    this.#credit--;
     this.#collect();
+  }
+
+  /** Collects in a moment, once for all who ask until then. */
+  soon() {
+    this.#timer ??= setTimeout(() => {
+      this.#timer = undefined;
+      this.now();
+    }, PAUSE_MS);
   }
 
   [Symbol.dispose]() {
