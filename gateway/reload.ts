@@ -57,6 +57,12 @@ const ACTIONS: Record<string, Action> = {
 /** How often the files are looked at, and how long a change must have been left alone. */
 const LOOK_MS = 250;
 
+/**
+ * How young a file may be, in milliseconds, for its time and size to stand for its content. The clock
+ * of a file system ticks in steps: two writes within one step leave the same time behind.
+ */
+const SETTLED_MS = 100;
+
 export class ConfigWatcher implements CurrentConfig {
   readonly #options: ReloadOptions;
   #reading: ConfigReading;
@@ -64,7 +70,7 @@ export class ConfigWatcher implements CurrentConfig {
   #started: ConfigReading;
   #timer?: ReturnType<typeof setTimeout>;
   #seen = "";
-  /** The last state of the files that was read, good or bad. */
+  /** The last state of the files that was read here, good or bad: at first none. */
   #handled = "";
   #isReported = false;
   #isStopped = false;
@@ -73,7 +79,6 @@ export class ConfigWatcher implements CurrentConfig {
     this.#options = options;
     this.#reading = options.reading;
     this.#started = options.reading;
-    this.#seen = this.#handled = signatureOf(options.reading.files);
     this.#schedule(LOOK_MS);
   }
 
@@ -90,7 +95,6 @@ export class ConfigWatcher implements CurrentConfig {
     this.#reading = reading;
     this.#options.adopted?.(reading);
     this.#isReported = false;
-    this.#seen = this.#handled = signatureOf(reading.files);
     if (changed.length === 0 || mode === "off") return false;
     const restarts = mode === "restart" || (needs === "restart" && mode === "hybrid");
     const keys = changed.slice(0, 10).join(", ");
@@ -146,6 +150,12 @@ export class ConfigWatcher implements CurrentConfig {
     } catch (error) {
       return this.#report((error as Error).message);
     }
+    // Read a second time, by whoever adopted it or because its files were only touched.
+    if (changedPaths(this.#reading.config, reading.config).length === 0) {
+      this.#reading = reading;
+      this.#isReported = false;
+      return;
+    }
     this.adopt(reading, "the configuration file changed", 0);
   }
 
@@ -199,12 +209,15 @@ function actions(action: Action, prefixes: string[]): Record<string, Action> {
   return Object.fromEntries(prefixes.map((prefix) => [prefix, action]));
 }
 
-/** Changes whenever one of the files does. */
+/** Changes whenever one of the files does; of a file that was written just now, with every look. */
 function signatureOf(files: readonly string[]): string {
+  const now = Date.now();
   return files.map((file) => {
     try {
       const { mtime, size, ino } = Deno.statSync(file);
-      return `${mtime?.getTime()} ${size} ${ino}`;
+      const writtenAt = mtime?.getTime() ?? 0;
+      const isSettled = Math.abs(now - writtenAt) > SETTLED_MS;
+      return `${writtenAt} ${size} ${ino}${isSettled ? "" : ` at ${performance.now()}`}`;
     } catch {
       return "absent";
     }

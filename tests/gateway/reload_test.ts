@@ -187,6 +187,17 @@ Deno.test("a changed file that takes a restart asks for it once", async () => {
   assertEquals(at.watcher.reading.config.gateway?.port, 20001);
 });
 
+Deno.test("a change that leaves time and size of the file as they were is noticed", async () => {
+  await using at = await watch(`{ gateway: { port: 20000 } }`);
+  const { mtime } = await Deno.stat(at.path);
+
+  await Deno.writeTextFile(at.path, `{ gateway: { port: 20001 } }`);
+  await Deno.utime(at.path, mtime!, mtime!);
+  await at.logged("restarting for a changed configuration");
+
+  assertEquals(at.watcher.reading.config.gateway?.port, 20001);
+});
+
 Deno.test("a file that is broken changes nothing and is reported once, however often it is written", async () => {
   await using at = await watch(`{ logging: { level: "info" } }`);
 
