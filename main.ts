@@ -16,15 +16,23 @@ import {
 } from "./config/command.ts";
 import { completionsCommand } from "./config/completions.ts";
 import { type Env, type Paths, resolvePaths } from "./config/paths.ts";
+import { agentCommands } from "./gateway/agent_cli.ts";
 import { approvalsCommands } from "./gateway/approvals_cli.ts";
+import { authCommands } from "./gateway/auth_cli.ts";
+import { certCommands } from "./gateway/cert_cli.ts";
+import { channelsCommands } from "./gateway/channels_cli.ts";
 import { gatewayCommands } from "./gateway/cli.ts";
 import { devicesCommands } from "./gateway/devices_cli.ts";
 import { nodesCommands } from "./gateway/nodes_cli.ts";
 import { nodeCommands } from "./gateway/node_cli.ts";
+import { remoteCommands } from "./gateway/remote_cli.ts";
 import { runCommand } from "./gateway/run_cli.ts";
 import { securityCommands } from "./gateway/security_cli.ts";
+import { tunnelCommands } from "./gateway/tunnel_cli.ts";
+import { sessionsCommands } from "./gateway/sessions_cli.ts";
 import { OutputClosed, Terminal, type TerminalOptions } from "./config/terminal.ts";
 import { RpcError } from "./rpc/error.ts";
+import { TunnelError } from "./tunnel/error.ts";
 
 /** What the program is given by the system. */
 export interface World {
@@ -69,20 +77,34 @@ export function createProgram({ argv, env, cwd }: Omit<World, "streams">): Progr
     version,
     groups: {
       gateway: "Run the gateway, and talk to one",
+      remote: "Gateways on other machines, by name",
+      tunnel: "Ways to gateways on other machines, kept up through ssh",
       devices: "Who may come in, and who asks to",
       node: "Lend this machine's hands to a gateway",
       nodes: "Machines that lend their hands",
       approvals: "Commands that wait for a person's answer",
+      channels: "Messengers through which people reach the agent",
+      pairing: "People who want to write to the agent",
+      message: "Messages to people",
+      auth: "Model providers and their keys",
+      sessions: "Conversations, and what was said in them",
       security: "How safe this installation is",
       config: "Read, check and change the configuration",
     },
     commands: [
       runCommand({ place, version }),
       ...gatewayCommands({ place, version }),
+      ...agentCommands({ place, version }),
+      ...certCommands({ place }),
+      ...remoteCommands({ place, version }),
+      ...tunnelCommands({ place, version }),
       ...devicesCommands({ place, version }),
       ...nodeCommands({ place, version }),
       ...nodesCommands({ place, version }),
       ...approvalsCommands({ place, version }),
+      ...channelsCommands({ place, version }),
+      ...authCommands({ place, version }),
+      ...sessionsCommands({ place, version }),
       ...securityCommands({ place }),
       ...configCommands({ place }),
       completionsCommand(() => program),
@@ -149,6 +171,12 @@ async function failureOf(error: unknown, { isVerbose }: { isVerbose: boolean }):
   if (error instanceof RpcError) {
     const { code, message, details } = error;
     return { exitCode: EXIT_FAILURE, code, message, details, notes: refusalNotes(details) };
+  }
+  if (error instanceof TunnelError) {
+    const { kind, message, fix } = error;
+    const code = `TUNNEL_${kind.toUpperCase().replaceAll("-", "_")}`;
+    const notes = [`code:  ${code}`, `fix:   ${fix}`];
+    return { exitCode: EXIT_FAILURE, code, message, details: { kind, fix }, notes };
   }
   const notes = isVerbose ? stacksOf(error) : ["Run it again with --verbose for the stack"];
   const message = error instanceof Error ? error.message : String(error);

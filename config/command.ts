@@ -140,13 +140,44 @@ export const JSON_FLAG = {
   json: { kind: "boolean", summary: "Print one JSON document" },
 } as const satisfies Flags;
 
+/** Flags that lead to a gateway on another machine (D15, D8). */
+export const REMOTE_FLAGS = {
+  remote: {
+    kind: "text",
+    placeholder: "NAME",
+    summary: "Gateway that zero remote add gave this name; local is the one of this machine",
+    excludes: ["ssh"],
+  },
+  ssh: {
+    kind: "text",
+    placeholder: "TARGET",
+    summary: "Gateway on [user@]host[:port], through ssh for as long as the command runs",
+  },
+  "ssh-identity": {
+    kind: "text",
+    placeholder: "FILE",
+    summary: "Private key for ssh, instead of those it finds itself",
+  },
+  "ssh-accept-new": {
+    kind: "boolean",
+    summary: "Trust the host key of a machine that ssh does not know yet",
+  },
+  "remote-port": {
+    kind: "integer",
+    min: 1,
+    max: 65_535,
+    placeholder: "N",
+    summary: "Port of the gateway on the machine that --ssh names; 18789 unless told",
+  },
+} as const satisfies Flags;
+
 /** Flags of every command that calls a gateway (D14, D15, §11.3). */
 export const RPC_FLAGS = {
   url: {
     kind: "text",
     placeholder: "URL",
     summary: "Gateway to talk to: ws://host:port or wss://host:port",
-    excludes: ["port"],
+    excludes: ["port", "ssh", "remote"],
   },
   port: {
     kind: "integer",
@@ -154,6 +185,13 @@ export const RPC_FLAGS = {
     max: 65_535,
     placeholder: "N",
     summary: "Gateway on this machine: same as --url ws://127.0.0.1:N",
+    excludes: ["ssh", "remote"],
+  },
+  ...REMOTE_FLAGS,
+  "tls-fingerprint": {
+    kind: "text",
+    placeholder: "SHA256",
+    summary: "The certificate to expect with wss://, or several with commas between",
   },
   token: {
     kind: "text",

@@ -66,18 +66,33 @@ export async function openDevice<D extends { deviceId: string }>(
   return first ? await keys.read(first.privateKeyPem) : device;
 }
 
-/** The tokens of one device, on one way to a gateway. */
-export class DeviceTokenFile {
-  readonly #options: StoreOptions & { deviceId: string; way: string };
+export interface DeviceTokenOptions extends StoreOptions {
+  deviceId: string;
+  /** How the gateway is reached, see `Target.way`. */
+  way: string;
+  /** Ways that lead to the same gateway: the other certificates it is expected to have. */
+  otherWays?: readonly string[];
+}
 
-  /** @param options `way`: how the gateway is reached, see `Target.way` */
-  constructor(options: StoreOptions & { deviceId: string; way: string }) {
+/** The tokens of one device, on the ways to one gateway. */
+export class DeviceTokenFile {
+  readonly #options: DeviceTokenOptions;
+
+  constructor(options: DeviceTokenOptions) {
     this.#options = options;
   }
 
+  /** What is known on one of the ways is kept on all: the first may be gone the next time. */
   async find(gatewayId: string | undefined, role: string): Promise<StoredToken | undefined> {
     const { gateways } = await this.#read();
-    return gateways[this.#key(gatewayId)]?.[role];
+    const keys = this.#keys(gatewayId);
+    const found = keys.map((key) => gateways[key]?.[role]);
+    const token = found.filter((one) => one !== undefined)
+      .toSorted((a, b) => b.updatedAtMs - a.updatedAtMs)[0];
+    if (token && found.some((one) => one?.token !== token.token)) {
+      await this.#spread(keys, role, token);
+    }
+    return token;
   }
 
   async keep(
@@ -86,23 +101,28 @@ export class DeviceTokenFile {
   ): Promise<void> {
     const updatedAtMs = this.#options.nowMs();
     const entry = { token, role, scopes: [...scopes].sort(), updatedAtMs };
-    await this.#change((gateways) => {
-      const key = this.#key(gatewayId);
-      gateways[key] = { ...gateways[key], [role]: entry };
-    });
+    await this.#spread(this.#keys(gatewayId), role, entry);
   }
 
   async drop(gatewayId: string | undefined, role: string): Promise<void> {
     await this.#change((gateways) => {
-      const key = this.#key(gatewayId);
-      delete gateways[key]?.[role];
-      if (gateways[key] && Object.keys(gateways[key]).length === 0) delete gateways[key];
+      for (const key of this.#keys(gatewayId)) {
+        delete gateways[key]?.[role];
+        if (gateways[key] && Object.keys(gateways[key]).length === 0) delete gateways[key];
+      }
     });
   }
 
-  /** Both must agree before a token is presented (D15). */
-  #key(gatewayId: string | undefined): string {
-    return `${gatewayId ?? "unnamed"}@${this.#options.way}`;
+  /** Gateway and way must agree before a token is presented (D15). */
+  #keys(gatewayId: string | undefined): string[] {
+    const { way, otherWays = [] } = this.#options;
+    return [way, ...otherWays].map((one) => `${gatewayId ?? "unnamed"}@${one}`);
+  }
+
+  #spread(keys: readonly string[], role: string, token: StoredToken): Promise<void> {
+    return this.#change((gateways) => {
+      for (const key of keys) gateways[key] = { ...gateways[key], [role]: token };
+    });
   }
 
   async #change(change: (gateways: Gateways) => void): Promise<void> {

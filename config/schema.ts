@@ -5,12 +5,14 @@
 import {
   annotated,
   boolean,
+  either,
   type Infer,
   integer,
   type JsonSchema,
   list,
   mapOf,
   nonEmpty,
+  number,
   object,
   oneOf,
   open,
@@ -24,8 +26,16 @@ import {
 /** What stands in the place of a secret wherever a configuration is shown. */
 export const REDACTED = "__REDACTED__";
 
+/** The name by which `--remote` and `ZERO_REMOTE` mean the gateway of this installation. */
+export const LOCAL_NAME = "local";
+
 /** The keys and indexes that lead to a value. */
 export type KeyPath = (string | number)[];
+
+/** A certificate that is expected: its fingerprint, and until when it counts. */
+export type Pin = string | { sha256: string; until?: string };
+/** As it is configured. */
+export type PinSetting = Pin | Pin[];
 
 /** What a form needs to show one setting (§7.7). */
 export interface UiHint {
@@ -47,6 +57,28 @@ export interface RuleIssue {
   fix: string;
 }
 
+/** A secret that stands elsewhere. */
+export type SecretSource = { env: string } | { file: string } | { exec: string[] };
+/** A secret, or where it stands: `env:NAME`, `file:PATH`, `exec:PROGRAM ARG…` are such text, too. */
+export type SecretRef = string | SecretSource;
+
+/**
+ * What a client keeps a secret in: the secret itself or a reference. For keys that are read with
+ * `resolveSecret` (secrets.ts); what the gateway itself asks for stays plain text.
+ */
+export const secretRef: Shape<SecretRef> = annotated(
+  either<SecretRef>(
+    [
+      rule(nonEmpty(), (text) => secretSourceOf(text) !== undefined || "no such reference"),
+      object({ env: text({ pattern: /^[A-Za-z_][A-Za-z0-9_]*$/, what: "a variable" }) }),
+      object({ file: text({ pattern: /^(~\/|\/)/, what: "an absolute path" }) }),
+      object({ exec: list(nonEmpty(), { min: 1 }) }),
+    ] as Shape<SecretRef>[],
+    'text, {env: "NAME"}, {file: "/path"} or {exec: ["program", "argument"]}',
+  ),
+  { examples: ["env:ZERO_REMOTE_TOKEN"] },
+);
+
 const port = integer({ min: 1, max: 65_535 });
 const milliseconds = integer({ min: 0 });
 const bytes = integer({ min: 1 });
@@ -66,17 +98,32 @@ const webSocketUrl = textLike(
   "ws://127.0.0.1:18789",
   (text) => isUrl(text, ["ws:", "wss:"]) || "must be a ws:// or wss:// URL",
 );
+const apiUrl = textLike(
+  "https://api.example/v1",
+  (text) => isUrl(text, ["http:", "https:"]) || "must be an http:// or https:// URL",
+);
 const httpUrl = textLike("http://127.0.0.1:18791", controlUrlVerdict);
 const fingerprint = textLike(
   "sha256:5f70…",
   (text) =>
     normalizedFingerprint(text).length === 64 || "must be a SHA-256 fingerprint of 64 hex digits",
 );
+const day = text({
+  pattern: /^\d{4}-\d\d-\d\d(T[\d:.]+(Z|[+-]\d\d:\d\d))?$/,
+  what: "a date",
+});
+const pinEntry = object({ sha256: fingerprint, until: optional(rule(day, isDate)) });
+const pin = either<Pin>([fingerprint, pinEntry] as unknown as Shape<Pin>[], "a pin");
+const pins = annotated(
+  either<PinSetting>(
+    [pin, list(pin, { min: 1 })] as unknown as Shape<PinSetting>[],
+    "a SHA-256 fingerprint of 64 hex digits, {sha256, until}, or a list of such",
+  ),
+  { examples: ["sha256:5f70…"] },
+);
 const sshTarget = textLike(
   "user@host:22",
-  (text) =>
-    !/^-|[\s\u0000-\u001f\u007f]/.test(text) ||
-    "must be [user@]host[:port] without white space or a leading '-'",
+  (text) => isSshTarget(text) || "must be [user@]host[:port] without white space or a leading '-'",
 );
 
 /** How a client reaches a gateway that runs elsewhere. */
@@ -85,15 +132,29 @@ const remoteFields = {
   transport: setting(oneOf(["direct", "ssh"]), "How the remote gateway is reached", {
     default: "direct",
   }),
-  token: secret(secretText, "Token of the remote gateway"),
-  password: secret(secretText, "Password of the remote gateway"),
-  tlsFingerprint: setting(fingerprint, "SHA-256 fingerprint the remote certificate must have"),
+  token: secret(secretRef, "Token of the remote gateway, or where it stands"),
+  password: secret(secretRef, "Password of the remote gateway, or where it stands"),
+  tlsFingerprint: setting(
+    pins,
+    "SHA-256 fingerprint the remote certificate must have, or a list: one of them, each until a date",
+  ),
   sshTarget: setting(sshTarget, "[user@]host[:port] to tunnel through"),
   sshIdentity: setting(filePath, "Private key file for ssh"),
   sshHostKeyPolicy: setting(oneOf(["strict", "accept-new"]), "What to do about unknown host keys", {
     default: "strict",
   }),
   remotePort: setting(port, "Port of the gateway on the machine ssh reaches", { default: 18_789 }),
+  edgeAuth: section("What a proxy in front of the remote gateway asks for; over wss:// only", {
+    headers: setting(
+      mapOf(
+        annotated(secretRef, {
+          description: "Value of a header that is sent to the proxy, or where it stands",
+          sensitive: true,
+        }),
+      ),
+      "Headers of the connect, by name",
+    ),
+  }),
 };
 
 const gateway = open({
@@ -168,7 +229,10 @@ const gateway = open({
       { default: [] },
     ),
   }),
-  remote: section("The gateway that mode remote talks to", remoteFields),
+  remote: section("The gateway that mode remote talks to", {
+    name: setting(nonEmpty(), "Which of remotes it is; the keys beside it then do not count"),
+    ...remoteFields,
+  }),
   reload: section("What a change of the file does to a running gateway", {
     mode: setting(
       oneOf(["off", "restart", "hot", "hybrid"]),
@@ -181,12 +245,12 @@ const gateway = open({
   }),
   tls: section("Encryption on the gateway's own port", {
     enabled: setting(boolean(), "Serve https:// and wss://", { default: false }),
-    autoGenerate: setting(boolean(), "Make a self-signed certificate when there is none", {
+    autoGenerate: setting(boolean(), "Make a self-signed certificate when none is set and there is none", {
       default: true,
     }),
     certPath: setting(filePath, "Certificate chain (PEM)"),
     keyPath: setting(filePath, "Private key (PEM)"),
-    caPath: setting(filePath, "Certificate authorities (PEM)"),
+    caPath: setting(filePath, "Further certificates of the chain (PEM), sent after it"),
   }),
   http: section("HTTP endpoints beside the WebSocket", {
     endpoints: section("Which of them are served", {
@@ -267,6 +331,7 @@ const agents = open({
       id: annotated(nonEmpty(), { description: "What the agent is called in calls and sessions" }),
       default: setting(boolean(), "The agent used when none is named"),
       name: setting(text(), "Display name"),
+      model: setting(nonEmpty(), "Its model as <name>/<id>, instead of agents.defaults.model"),
       identity: setting(open({}), "Name and emoji of the agent"),
       heartbeat: setting(open({}), "When the agent wakes by itself"),
       tools: setting(open({ exec: setting(exec, "Commands of this agent") }), "Tools it has"),
@@ -278,15 +343,71 @@ const agents = open({
 const models = open({
   providers: setting(
     mapOf(open({
-      api: setting(oneOf(["openai-completions", "anthropic-messages"]), "Protocol of the provider"),
-      baseUrl: setting(nonEmpty(), "Address of the provider"),
-      apiKey: secret(secretText, "Key for the provider"),
+      api: setting(
+        oneOf(["openai-completions", "anthropic-messages"]),
+        "Protocol of the provider",
+        {
+          default: "openai-completions",
+        },
+      ),
+      baseUrl: setting(apiUrl, "Address of the provider, as far as the version: …/v1"),
+      apiKey: secret(secretRef, "Key for the provider, or where it stands; unset: none is sent"),
       models: setting(
-        list(open({ id: annotated(nonEmpty(), { description: "What the provider calls it" }) })),
+        list(open({
+          id: annotated(nonEmpty(), { description: "What the provider calls it" }),
+          name: setting(text(), "What people call it"),
+          contextWindow: setting(integer({ min: 1024 }), "Tokens it can read at once", {
+            default: 128_000,
+          }),
+          maxTokens: setting(integer({ min: 1 }), "Most tokens of one answer"),
+          reasoning: setting(boolean(), "Whether it can be told how long to think"),
+          cost: section("US dollars for a million tokens", {
+            input: setting(number({ min: 0 }), "Read"),
+            output: setting(number({ min: 0 }), "Written"),
+          }),
+        })),
         "Models offered",
+      ),
+      idleTimeoutSeconds: setting(
+        integer({ min: 1 }),
+        "Silence after which an answer is given up",
+        {
+          default: 120,
+        },
       ),
     })),
     "Model providers by name",
+  ),
+});
+
+/** People of a channel: their number there, `@name`, or `*` for everybody. */
+const people = list(either<string | number>(
+  [
+    integer({ min: 1 }),
+    textLike("@ada", (text) => /^(@\w+|\d+|\*)$/.test(text) || "must be a number, @name or *"),
+  ] as Shape<string | number>[],
+  "a number, @name or *",
+));
+
+const telegram = open({
+  enabled: setting(boolean(), "Run this channel", { default: true }),
+  botToken: secret(secretRef, "Token of the bot from @BotFather, or where it stands"),
+  tokenFile: setting(filePath, "File with the token, instead of botToken"),
+  apiRoot: setting(apiUrl, "Bot API server", { default: "https://api.telegram.org" }),
+  dmPolicy: setting(
+    oneOf(["pairing", "allowlist", "open", "disabled"]),
+    "Who may write: those approved by a code, those in allowFrom, everybody, nobody",
+    { default: "pairing" },
+  ),
+  allowFrom: setting(people, "Who may write without being asked for a code"),
+  owners: setting(people, "Who may give owner commands; unset: those in allowFrom"),
+  requireMention: setting(boolean(), "In groups, listen only when spoken to", { default: true }),
+  groups: setting(
+    mapOf(open({
+      requireMention: setting(boolean(), "Listen only when spoken to"),
+      allowFrom: setting(people, "Who is listened to in this group; unset: every member"),
+    })),
+    'Groups the bot listens in, by chat number; "*" for any',
   ),
 });
 
@@ -296,6 +417,13 @@ export const Config = object({
   gateway: setting(gateway, "The gateway: where it listens, who may call, how it is reached"),
   discovery: setting(
     open({
+      mdns: section("Being found on the local network", {
+        mode: setting(
+          oneOf(["off", "minimal", "full"]),
+          "minimal: a gateway the network can reach says so; full: also one on loopback, with more",
+          { default: "minimal" },
+        ),
+      }),
       wideArea: section("Unicast DNS-SD", {
         enabled: setting(boolean(), "Announce in the zone zero.internal.", { default: false }),
       }),
@@ -307,6 +435,15 @@ export const Config = object({
       browserProxy: section("The browser this machine lends as a node", {
         enabled: setting(boolean(), "Offer the browser", { default: true }),
         allowProfiles: setting(list(nonEmpty()), "Browser profiles offered"),
+      }),
+      fs: section("The files this machine lends as a node", {
+        roots: setting(
+          list(object({
+            path: text({ pattern: /^(\/|~\/|~$)/, what: "an absolute path" }),
+            write: optional(boolean()),
+          })),
+          "Directories lent with everything in them, for reading, or also for writing",
+        ),
       }),
     }),
     "This machine as a node",
@@ -331,7 +468,7 @@ export const Config = object({
   ),
   agents: setting(agents, "The agents"),
   models: setting(models, "Models and their providers"),
-  channels: setting(mapOf(open({ enabled: setting(boolean(), "Run this channel") })), "Channels"),
+  channels: setting(open({ telegram: setting(telegram, "The Telegram bot") }), "Channels"),
   session: setting(
     open({
       mainKey: setting(nonEmpty(), "Key of the main session", { default: "main" }),
@@ -518,9 +655,50 @@ export function parseKey(text: string): KeyPath | undefined {
 
 const PATH_STEP = /^(\.?)(?:([^.\[\]"'\s]+)|\[(\d+)\]|\[("(?:[^"\\]|\\.)*")\])/;
 
+/**
+ * Where a secret stands, or the secret itself for text that is no reference.
+ *
+ * @returns undefined for text that begins like a reference and is none
+ */
+export function secretSourceOf(ref: SecretRef): SecretRef | undefined {
+  if (typeof ref !== "string") return ref;
+  const [, kind, rest] = /^(env|file|exec):(.*)$/s.exec(ref) ?? [];
+  if (!kind) return ref;
+  if (kind === "env") return /^[A-Za-z_][A-Za-z0-9_]*$/.test(rest) ? { env: rest } : undefined;
+  if (kind === "file") return /^(~\/|\/)/.test(rest) ? { file: rest } : undefined;
+  const words = rest.trim().split(/\s+/).filter(Boolean);
+  return words.length > 0 ? { exec: words } : undefined;
+}
+
+/** A reference as text for people. */
+export function formatSecretRef(source: SecretSource): string {
+  if ("env" in source) return `env:${source.env}`;
+  // Arguments may hold what is nobody's business.
+  return "file" in source ? `file:${source.file}` : `exec:${source.exec[0]}`;
+}
+
 /** 64 hex digits of a SHA-256 fingerprint, however it was written (§11.2). */
 export function normalizedFingerprint(text: string): string {
   return text.trim().replace(/^sha-?256[:\s]/i, "").replace(/[^0-9a-f]/gi, "").toLowerCase();
+}
+
+/** The pins of a setting or flag, normalised; text may name several, with commas between. */
+export function pinsIn(given: PinSetting | undefined): Pin[] {
+  if (given === undefined) return [];
+  return [given].flat().flatMap((pin): Pin[] =>
+    typeof pin === "string"
+      ? pin.split(",").map(normalizedFingerprint)
+      : [{ ...pin, sha256: normalizedFingerprint(pin.sha256) }]
+  );
+}
+
+/** The fingerprint of a pin, without the date. */
+export function fingerprintIn(pin: Pin): string {
+  return typeof pin === "string" ? pin : pin.sha256;
+}
+
+function isDate(text: string): true | string {
+  return !Number.isNaN(Date.parse(text)) || "must be a date that exists";
 }
 
 export function isIpv4(text: string): boolean {
@@ -585,6 +763,7 @@ function* brokenRules(config: Config): Generator<RuleIssue> {
   }
   yield* tlsRules(gateway.tls ?? {});
   yield* remoteRules(gateway.remote ?? {}, ["gateway", "remote"]);
+  yield* nameRules(gateway.remote ?? {}, config.remotes ?? {});
   for (const [name, remote] of Object.entries(config.remotes ?? {})) {
     yield* remoteRules(remote, ["remotes", name]);
   }
@@ -655,7 +834,7 @@ function* tlsRules(
 }
 
 function* remoteRules(
-  { url, tlsFingerprint, transport, sshTarget }: NonNullable<
+  { url, tlsFingerprint, transport, sshTarget, edgeAuth }: NonNullable<
     NonNullable<Config["gateway"]>["remote"]
   >,
   path: KeyPath,
@@ -667,6 +846,22 @@ function* remoteRules(
       fix: `let ${formatKey([...path, "url"])} begin with wss://, or remove the fingerprint`,
     };
   }
+  const headers = Object.keys(edgeAuth?.headers ?? {});
+  if (headers.length > 0 && (transport === "ssh" || !/^wss:/i.test(url ?? ""))) {
+    yield {
+      path: [...path, "edgeAuth"],
+      message: "is sent over wss:// only",
+      fix: `let ${formatKey([...path, "url"])} begin with wss://, or remove edgeAuth`,
+    };
+  }
+  for (const name of headers) {
+    if (isHeaderName(name) && !OWN_HEADERS.test(name)) continue;
+    yield {
+      path: [...path, "edgeAuth", "headers", name],
+      message: "is no header that can be set",
+      fix: "remove it",
+    };
+  }
   if (transport === "ssh" && sshTarget === undefined && url === undefined) {
     yield {
       path: [...path, "transport"],
@@ -674,6 +869,38 @@ function* remoteRules(
       fix: `set ${formatKey([...path, "sshTarget"])} to [user@]host[:port]`,
     };
   }
+}
+
+function* nameRules(
+  { name }: { name?: string },
+  remotes: NonNullable<Config["remotes"]>,
+): Generator<RuleIssue> {
+  if (name !== undefined && !Object.hasOwn(remotes, name)) {
+    yield {
+      path: ["gateway", "remote", "name"],
+      message: "names no entry of remotes",
+      fix: "add it with zero remote add, or remove gateway.remote.name",
+    };
+  }
+  if (Object.hasOwn(remotes, LOCAL_NAME)) {
+    yield {
+      path: ["remotes", LOCAL_NAME],
+      message: `${LOCAL_NAME} is the gateway of this machine`,
+      fix: "give it another name",
+    };
+  }
+}
+
+/** Headers that belong to the WebSocket itself. */
+const OWN_HEADERS = /^(host|connection|upgrade|origin|content-length|transfer-encoding|sec-.*)$/i;
+
+function isHeaderName(text: string): boolean {
+  return /^[!#$%&'*+.^_`|~0-9a-z-]+$/i.test(text);
+}
+
+/** Whether ssh can be given it as the machine to connect to (D8). */
+export function isSshTarget(text: string): boolean {
+  return text !== "" && !/^-|[\s\u0000-\u001f\u007f]/.test(text);
 }
 
 /** A redacted configuration that was written back would lock everybody out. */

@@ -41,6 +41,7 @@ export interface GatewayFlags {
 export type BindMode = "loopback" | "lan" | "tailnet" | "auto" | "custom";
 export type AuthMode = "token" | "password" | "none";
 export type TailscaleMode = "off" | "serve" | "funnel";
+export type MdnsMode = "off" | "minimal" | "full";
 export type ReloadMode = "off" | "restart" | "hot" | "hybrid";
 export type LogLevel = "trace" | "debug" | "info" | "warn" | "error" | "silent";
 
@@ -68,6 +69,7 @@ export interface GatewaySettings {
     rateLimit: Setting<RateLimit>;
   };
   tailscale: { mode: Setting<TailscaleMode>; resetOnExit: Setting<boolean> };
+  discovery: { mode: Setting<MdnsMode> };
   controlUi: {
     enabled: Setting<boolean>;
     /** "" or "/path" without a slash at the end. */
@@ -146,6 +148,7 @@ export function gatewaySettings({ flags = {}, env, config }: SettingsInput): Gat
       mode: get("gateway.tailscale.mode"),
       resetOnExit: get("gateway.tailscale.resetOnExit"),
     },
+    discovery: { mode: get("discovery.mdns.mode") },
     controlUi: {
       enabled: get("gateway.controlUi.enabled"),
       basePath: { ...basePath, value: normalizedBasePath(basePath.value) },

@@ -172,7 +172,7 @@ export class Terminal {
     if (!this.canAsk) return null;
     this.#progress?.clear();
     this.#writeAll(this.#options.stderr, `${question} `);
-    return await this.#readLine();
+    return await this.readLine();
   }
 
   /** Asks for a secret without showing it; null where stdin or stdout is no terminal. */
@@ -205,7 +205,8 @@ export class Terminal {
     return text.replace(/\r?\n$/, "");
   }
 
-  async #readLine(): Promise<string | null> {
+  /** The next line of stdin, trimmed; null at its end. */
+  async readLine(): Promise<string | null> {
     const decoder = new TextDecoder();
     const buffer = new Uint8Array(1_024);
     while (!this.#unread.includes("\n")) {

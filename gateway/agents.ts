@@ -33,6 +33,11 @@ export function normalizeAgentId(id: string): string {
   return plain.slice(0, 64) || "main";
 }
 
+/** What ends the key of a main session: `agent:<agentId>:<mainKey>`. */
+export function mainKeyOf({ session }: Config): string {
+  return session?.mainKey?.trim().toLowerCase() || "main";
+}
+
 export interface SessionDefaults {
   defaultAgentId: string;
   mainKey: string;
@@ -42,7 +47,7 @@ export interface SessionDefaults {
 
 export function sessionDefaults(config: Config): SessionDefaults {
   const [{ agentId: defaultAgentId }] = agentsOf(config);
-  const mainKey = config.session?.mainKey ?? "main";
+  const mainKey = mainKeyOf(config);
   const scope = config.session?.scope ?? "per-sender";
   const mainSessionKey = scope === "global" ? "global" : `agent:${defaultAgentId}:${mainKey}`;
   return { defaultAgentId, mainKey, mainSessionKey, scope };

@@ -114,6 +114,10 @@ export class Approvals {
     return [...this.#waiting.values()].map(({ approval }) => approval);
   }
 
+  find(id: string): PendingApproval | undefined {
+    return this.#waiting.get(id)?.approval;
+  }
+
   /**
    * Asks, and resolves with what was decided; `null` when nobody answered in time or the asker left.
    *

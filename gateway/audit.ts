@@ -19,6 +19,11 @@ export const AUDIT_EVENTS = [
   "invite.used",
   "invite.revoked",
   "config.changed",
+  "channel.added",
+  "channel.paired",
+  "channel.unpaired",
+  /** What may run on the gateway or on a node (`deviceId`) without asking. */
+  "approvals.changed",
 ] as const;
 export type AuditEvent = (typeof AUDIT_EVENTS)[number];
 
@@ -36,6 +41,8 @@ const facts = {
   code: optional(text()),
   reason: optional(text()),
   ip: optional(text()),
+  channel: optional(text()),
+  senderId: optional(text()),
 };
 
 export const AuditEntry = object({

@@ -15,8 +15,6 @@ import type { Client } from "../rpc/client.ts";
 import { calling } from "./calling.ts";
 import type { CallFlags, CallWorld } from "./reach.ts";
 
-/** How long `gateway agent --wait` waits unless told: the longest run, and some more (§7.3). */
-const AGENT_TIMEOUT_MS = 630_000;
 /** How often `logs --follow` asks for more. */
 const FOLLOW_EVERY_MS = 1_000;
 const MAX_LOG_LINES = 5_000;
@@ -145,13 +143,48 @@ export function gatewayCommands(world: CallWorld): Command[] {
     command({
       path: ["gateway", "probe"],
       summary: "Try every gateway the configuration knows of",
-      flags: { ...RPC_FLAGS, timeout: { ...RPC_FLAGS.timeout, default: 3_000 } },
-      details: "Each is connected to and asked for health, status, presence and configuration. " +
-        "The exit code is 1 when none answers in full.",
-      examples: ["zero gateway probe", "zero gateway probe --url ws://192.168.1.5:18789 --json"],
+      flags: {
+        ...RPC_FLAGS,
+        "ssh-auto": {
+          kind: "boolean",
+          summary: "Where no machine is configured for ssh, try the first gateway of the network",
+        },
+        timeout: { ...RPC_FLAGS.timeout, default: 3_000 },
+      },
+      details: "Each is connected to and asked for health, status, presence and configuration; " +
+        "gateways of the local network are only listed. The exit code is 1 when none answers in full.",
+      examples: [
+        "zero gateway probe",
+        "zero gateway probe --url ws://192.168.1.5:18789 --json",
+        "zero gateway probe --ssh me@vps.example",
+      ],
       run: async ({ flags }, terminal) => {
         const { runProbe } = await import("./probe.ts");
         return await runProbe(flags, world, terminal);
+      },
+    }),
+
+    command({
+      path: ["gateway", "discover"],
+      summary: "Gateways that make themselves known on the local network",
+      flags: {
+        ...JSON_FLAG,
+        timeout: {
+          kind: "integer",
+          min: 1,
+          max: 60_000,
+          placeholder: "MS",
+          default: 2_000,
+          summary: "How long to listen",
+        },
+      },
+      details:
+        "Whoever is on the network can claim anything this way: nothing is connected to, and " +
+        "nothing of it is kept. A gateway is known by its certificate or its host key.",
+      examples: ["zero gateway discover", "zero gateway discover --timeout 5000 --json"],
+      run: async ({ flags }, terminal) => {
+        const { runDiscover } = await import("./discovery.ts");
+        return await runDiscover(flags, terminal);
       },
     }),
 
@@ -186,41 +219,6 @@ export function gatewayCommands(world: CallWorld): Command[] {
           if (flags.json) return terminal.json(sent);
           const { channel, messageId } = sent as { channel?: string; messageId?: string };
           terminal.out(`Sent through ${channel ?? "the gateway"}: ${messageId ?? "no message id"}`);
-        });
-      },
-    }),
-
-    command({
-      path: ["gateway", "agent"],
-      summary: "Give the agent a message",
-      flags: {
-        ...RPC_FLAGS,
-        ...EXPECT_FINAL,
-        message: { kind: "text", summary: "What to tell the agent" },
-        session: { kind: "text", placeholder: "KEY", summary: "The conversation it belongs to" },
-        agent: { kind: "text", placeholder: "ID", summary: "Which agent" },
-        wait: { kind: "boolean", summary: "Wait for the answer and print it" },
-        "idempotency-key": {
-          kind: "text",
-          placeholder: "KEY",
-          summary: "Run at most once for this key",
-        },
-      },
-      details: "Without --wait it prints the id of the run as soon as the gateway has taken it.",
-      examples: ['zero gateway agent --message "What is on today?" --wait'],
-      run: async ({ flags, given }, terminal) => {
-        const params = {
-          message: needed("message", flags.message),
-          sessionKey: flags.session,
-          agentId: flags.agent,
-          idempotencyKey: flags["idempotency-key"] ?? crypto.randomUUID(),
-        };
-        const expectFinal = flags.wait || flags["expect-final"];
-        const timeout = expectFinal && !given.has("timeout") ? AGENT_TIMEOUT_MS : flags.timeout;
-        return await calling({ ...flags, timeout }, world, terminal, async (client) => {
-          const answer = await client.call("agent", params, { timeoutMs: timeout, expectFinal });
-          if (flags.json) return terminal.json(answer);
-          terminal.out(expectFinal ? replyOf(answer) : `Accepted: ${runIdOf(answer)}`);
         });
       },
     }),
@@ -276,20 +274,6 @@ async function readParams(
 function needed(name: string, value: string | undefined): string {
   if (value !== undefined && value.trim() !== "") return value;
   throw new UsageError(`Cannot go on: --${name} is missing`, { hint: `Write --${name} TEXT` });
-}
-
-/** What a run answered, as text. */
-function replyOf(answer: unknown): string {
-  const { result, summary } = (answer ?? {}) as {
-    result?: { payloads?: { text?: string; mediaUrl?: string }[] };
-    summary?: string;
-  };
-  const texts = (result?.payloads ?? []).flatMap(({ text, mediaUrl }) => text ?? mediaUrl ?? []);
-  return texts.join("\n\n") || summary || "The agent gave no answer";
-}
-
-function runIdOf(answer: unknown): string {
-  return String((answer as { runId?: string } | undefined)?.runId ?? "no run id");
 }
 
 interface LogTail {

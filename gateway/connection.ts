@@ -7,7 +7,7 @@ import type { WebSocket } from "ws";
 import { Buffer } from "node:buffer";
 import type { Socket } from "node:net";
 import { CLIENT_ID, type ClientInfo, ConnectParams, negotiate } from "../rpc/connect.ts";
-import { invalidParams, MAX_PROBLEMS, type Outcome } from "../rpc/dispatch.ts";
+import { invalidParams, lastOutcome, MAX_PROBLEMS, type Outcome } from "../rpc/dispatch.ts";
 import {
   closeReason,
   encodeError,
@@ -127,6 +127,11 @@ export class Connection implements Subscriber {
 
   get bufferedBytes(): number {
     return this.#socket.bufferedAmount;
+  }
+
+  /** The negotiated version, 3 or 4. */
+  get protocol(): number {
+    return this.#protocol;
   }
 
   nextSeq(): number {
@@ -397,7 +402,7 @@ export class Connection implements Subscriber {
     const dispatcher = this.#gateway.dispatcher;
     const outcomes: Outcome[] = [];
     answerJsonRpc(text, async ({ method, params }) => {
-      const outcome = await dispatcher.dispatch(method, params, this.#call!);
+      const outcome = await lastOutcome(dispatcher.dispatch(method, params, this.#call!));
       outcomes.push(outcome);
       return outcome;
     }).then((answer) => {
@@ -409,6 +414,8 @@ export class Connection implements Subscriber {
   #answer(id: string, outcome: Outcome) {
     this.#send(this.#encode(id, outcome));
     this.#note(outcome);
+    if (!outcome.ok || !outcome.final) return;
+    outcome.final.then((last) => this.#answer(id, last)).catch((error) => this.#lose(error));
   }
 
   /** What cannot be written as JSON (a peer's payload nested too deep) is a fault of that one call. */
@@ -416,7 +423,7 @@ export class Connection implements Subscriber {
     try {
       return outcome.ok
         ? encodeResponse(id, outcome.payload)
-        : encodeError(id, outcome.error.toWire(this.#protocol));
+        : encodeError(id, outcome.error.toWire(this.#protocol), outcome.payload);
     } catch (error) {
       const { message } = this.#fault(error, "an answer");
       return encodeError(id, { code: "UNAVAILABLE", message });

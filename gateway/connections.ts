@@ -19,6 +19,7 @@ const [SPARE_SHARE, LEAST_SPARE] = [0.2, 128];
 export class Connections {
   readonly #events: EventHub;
   readonly #log: Log;
+  readonly #pingIntervalMs: number;
   /** In the order they came, which is the order of their deadlines. */
   readonly #waiting = new Set<Connection>();
   readonly #open = new Map<string, Connection>();
@@ -30,9 +31,10 @@ export class Connections {
   #pingedAtMs = performance.now();
   #tickedAtMs = performance.now();
 
-  constructor(events: EventHub, log: Log) {
+  constructor(events: EventHub, log: Log, pingIntervalMs = PING_INTERVAL_MS) {
     this.#events = events;
     this.#log = log;
+    this.#pingIntervalMs = pingIntervalMs;
     this.#timer = setInterval(() => this.#sweep(), SWEEP_MS);
   }
 
@@ -47,6 +49,13 @@ export class Connections {
     socket.on("close", () => this.#door.delete(socket));
     if (this.#door.size > MAX_AT_DOOR) this.#dropOldest();
     if (this.#door.size + this.#open.size > this.#maxSockets) this.#dropOldest();
+  }
+
+  /** The handshake of TLS is done: from here on the socket inside stands for it. */
+  secured(raw: Socket, socket: Socket) {
+    if (!this.#door.delete(raw)) return;
+    this.#door.set(socket, undefined);
+    socket.on("close", () => this.#door.delete(socket));
   }
 
   /** A socket that has just been upgraded. */
@@ -66,6 +75,11 @@ export class Connections {
   remove(connection: Connection) {
     this.#waiting.delete(connection);
     if (this.#open.delete(connection.id)) this.#events.remove(connection);
+  }
+
+  /** A connection that is in. */
+  find(connId: string): Connection | undefined {
+    return this.#open.get(connId);
   }
 
   /** Connections that are in. */
@@ -132,7 +146,7 @@ export class Connections {
       this.#tickedAtMs += TICK_INTERVAL_MS;
       this.#events.publish("tick", { ts: Date.now() });
     }
-    if (stallMs > 0 || now - this.#pingedAtMs < PING_INTERVAL_MS) return;
+    if (stallMs > 0 || now - this.#pingedAtMs < this.#pingIntervalMs) return;
     this.#pingedAtMs = now;
     for (const connection of this.#open.values()) connection.checkAlive();
   }

@@ -3,8 +3,8 @@
 import { type Command, command, EXIT_FAILURE, RPC_FLAGS, UsageError } from "../config/command.ts";
 import { formatDuration, printable, type Terminal } from "../config/terminal.ts";
 import type { Client } from "../rpc/client.ts";
-import { RpcError } from "../rpc/error.ts";
 import { calling } from "./calling.ts";
+import { findNamed, findRequest } from "./choice.ts";
 import type { CallFlags, CallWorld } from "./reach.ts";
 
 /** What `device.pair.list` says, as far as it is shown. */
@@ -101,7 +101,7 @@ export function devicesCommands(world: CallWorld): Command[] {
           const { pending } = await listDevices(client);
           const request = query === undefined
             ? await chooseRequest(pending, flags, terminal)
-            : findRequest(pending, query);
+            : findRequest(pending, query, "zero devices pending");
           if (!request) return EXIT_FAILURE;
           const { requestId } = request;
           const answer = await client.call("device.pair.approve", { requestId });
@@ -117,7 +117,11 @@ export function devicesCommands(world: CallWorld): Command[] {
       flags: RPC_FLAGS,
       run: ({ flags, args: [query] }, terminal) =>
         calling(flags, world, terminal, async (client) => {
-          const request = findRequest((await listDevices(client)).pending, query);
+          const request = findRequest(
+            (await listDevices(client)).pending,
+            query,
+            "zero devices pending",
+          );
           const { requestId } = request;
           const answer = await client.call("device.pair.reject", { requestId });
           if (flags.json) return terminal.json(answer);
@@ -328,36 +332,13 @@ async function listDevices(client: Client): Promise<DeviceList> {
   return await client.call("device.pair.list", {}) as DeviceList;
 }
 
-/** By id, the beginning of it (6 characters or more), address, or name. */
 function findDevice(devices: readonly Paired[], query: string): Paired {
-  const wanted = query.trim().toLowerCase();
-  const matches = devices.find(({ deviceId }) => deviceId === wanted) ??
-    devices.filter((one) =>
-      one.remoteIp === wanted || isName(wanted, one.displayName) ||
-      (wanted.length >= 6 && one.deviceId.startsWith(wanted))
-    );
-  if (!Array.isArray(matches)) return matches;
-  if (matches.length === 1) return matches[0];
-  const known = (matches.length > 0 ? matches : devices).map(nameOf).join(", ") || "none";
-  throw new RpcError(
-    "INVALID_REQUEST",
-    matches.length > 0
-      ? `ambiguous device: ${query} (matches: ${known})`
-      : `unknown device: ${query} (known: ${known})`,
-  );
-}
-
-function findRequest(pending: readonly Pending[], query: string): Pending {
-  const wanted = query.trim().toLowerCase();
-  const matches = wanted === ""
-    ? []
-    : pending.filter(({ requestId }) => requestId.startsWith(wanted));
-  if (matches.length === 1) return matches[0];
-  throw new RpcError(
-    "INVALID_REQUEST",
-    matches.length > 1 ? `ambiguous request: ${query}` : `unknown requestId: ${query}`,
-    { details: { fix: "zero devices pending" } },
-  );
+  return findNamed(devices, query, "device", (one) => ({
+    id: one.deviceId,
+    name: one.displayName,
+    address: one.remoteIp,
+    shown: nameOf(one),
+  }));
 }
 
 /** Offers the single request, or lets choose among several. @returns undefined for none */
@@ -384,7 +365,7 @@ async function chooseRequest(
     return /^y(es)?$/i.test(answer ?? "") ? pending[0] : undefined;
   }
   const answer = await terminal.ask("Which one? (the beginning of its id)");
-  return answer ? findRequest(pending, answer) : undefined;
+  return answer ? findRequest(pending, answer, "zero devices pending") : undefined;
 }
 
 async function watchPending(
@@ -496,11 +477,4 @@ function nameOf({ displayName, clientId, deviceId }: Described): string {
 
 function short(deviceId: string): string {
   return printable(deviceId.slice(0, 12));
-}
-
-/** Names are equal when only case and punctuation differ; a name without a letter is none. */
-function isName(wanted: string, name = ""): boolean {
-  const plain = (text: string) =>
-    text.toLowerCase().replace(/[^\p{L}\p{M}\p{N}]+/gu, "-").replace(/^-|-$/g, "");
-  return plain(wanted) !== "" && plain(wanted) === plain(name);
 }

@@ -29,11 +29,14 @@ const EVENTS = {
   "node.pair.requested": { scope: "operator.pairing", isDroppable: true },
   "node.pair.resolved": { scope: "operator.pairing", isDroppable: true },
   "node.invoke.request": { forNodes: true },
+  "node.queue.changed": { scope: "operator.read", isDroppable: true },
+  "node.invoke.progress": { scope: "operator.write", isDroppable: true },
   "device.pair.requested": { scope: "operator.pairing", isDroppable: true },
   "device.pair.resolved": { scope: "operator.pairing", isDroppable: true },
   "voicewake.changed": { forNodes: true, isDroppable: true },
   "exec.approval.requested": { scope: "operator.approvals", isDroppable: true },
   "exec.approval.resolved": { scope: "operator.approvals", isDroppable: true },
+  "system.panic": { forNodes: true },
 } satisfies Record<string, EventKind>;
 
 export type EventName = keyof typeof EVENTS;
@@ -43,6 +46,8 @@ export const EVENT_NAMES = Object.keys(EVENTS) as EventName[];
 export interface Subscriber {
   readonly role: Role;
   readonly scopes: readonly string[];
+  /** The negotiated version, 3 or 4. */
+  readonly protocol: number;
   /** Bytes accepted for sending and not sent yet. */
   readonly bufferedBytes: number;
   /** Counts an event this connection is entitled to, also one that it then does not get. */
@@ -104,6 +109,33 @@ export class EventHub {
 
   get size(): number {
     return this.#subscribers.size;
+  }
+
+  /**
+   * An event that reads differently on the two versions of the protocol.
+   *
+   * @param payloadOf undefined for a version that does not get it
+   * @param isDroppable in place of what the catalogue says
+   */
+  publishByVersion(
+    name: EventName,
+    payloadOf: (protocol: number) => unknown,
+    { isDroppable }: { isDroppable: boolean },
+  ) {
+    const events = new Map<number, PreparedEvent | undefined>();
+    for (const subscriber of this.#subscribers) {
+      if (!isEntitled(subscriber, EVENTS[name])) continue;
+      const { protocol } = subscriber;
+      if (!events.has(protocol)) {
+        const payload = payloadOf(protocol);
+        events.set(protocol, payload === undefined ? undefined : new PreparedEvent(name, payload));
+      }
+      const event = events.get(protocol);
+      if (!event) continue;
+      const seq = subscriber.nextSeq();
+      if (subscriber.bufferedBytes <= MAX_BUFFERED_BYTES) subscriber.deliver(event, seq);
+      else if (!isDroppable) subscriber.closeAsSlow();
+    }
   }
 
   /** @returns bytes handed over, about: what a broadcast of this size costs */

@@ -15,12 +15,23 @@ import type { DeviceStore } from "./devices.ts";
 import type { Coalescer, EventHub } from "./events.ts";
 import type { HealthMonitor } from "./health.ts";
 import type { Hello } from "./hello.ts";
+import type { IdempotencyCache } from "./idempotency.ts";
 import type { InviteStore } from "./invites.ts";
 import type { LegacyNodes } from "./legacy_nodes.ts";
 import type { Collector } from "./memory.ts";
+import type { Audience } from "./agent/audience.ts";
+import type { Models } from "./agent/models.ts";
+import type { Runs } from "./agent/runs.ts";
+import type { Channels } from "./channels/channels.ts";
+import type { Contacts } from "./channels/contacts.ts";
+import type { Outbox } from "./channels/outbox.ts";
+import type { ChannelSetup } from "./channels/setup.ts";
 import type { NameRules, Surroundings } from "./network.ts";
+import type { NodeQueue } from "./node_queue.ts";
 import type { NodeRegistry } from "./nodes.ts";
 import type { Presence } from "./presence.ts";
+import type { Sessions } from "./sessions.ts";
+import type { SessionWatchers } from "./sessions_events.ts";
 import type { SystemEvents } from "./system_events.ts";
 import type { VoiceWake } from "./voicewake.ts";
 
@@ -46,6 +57,7 @@ export interface Gateway {
   readonly audit: AuditTrail;
   readonly approvals: Approvals;
   readonly nodes: NodeRegistry;
+  readonly nodeQueue: NodeQueue;
   readonly legacyNodes: LegacyNodes;
   readonly events: EventHub;
   readonly connections: Connections;
@@ -55,6 +67,17 @@ export interface Gateway {
   readonly healthNews: Coalescer;
   readonly hello: Hello;
   readonly systemEvents: SystemEvents;
+  readonly sessions: Sessions;
+  readonly models: Models;
+  readonly runs: Runs;
+  readonly contacts: Contacts;
+  readonly outbox: Outbox;
+  readonly channels: Channels;
+  readonly channelSetup: ChannelSetup;
+  /** Who hears of runs. */
+  readonly audience: Audience;
+  readonly idempotency: IdempotencyCache;
+  readonly sessionWatchers: SessionWatchers;
   readonly voicewake: VoiceWake;
   readonly heartbeats: { areEnabled: boolean };
   readonly dispatcher: Dispatcher<Call>;
@@ -85,6 +108,8 @@ export interface Caller extends Requester {
   closed?: Promise<void>;
   /** Whether the shared secret let it in, and no device stands behind it. */
   isSharedSecret: boolean;
+  /** Session of the agent that calls, where it is one. */
+  agentSession?: string;
 }
 
 /** Whom the audit trail names as the one who did it. */
@@ -93,7 +118,8 @@ export function nameOf(caller: Caller): string {
 }
 
 /** One and the same for all connections of a device, and for all that bring only the secret. */
-export function callerKey({ deviceId }: Caller): string {
+export function callerKey({ deviceId, agentSession }: Caller): string {
+  if (agentSession !== undefined) return `agent ${agentSession}`;
   return deviceId ? `device ${deviceId}` : "shared secret";
 }
 

@@ -16,7 +16,11 @@ import {
   text,
 } from "../rpc/shape.ts";
 import { agentsOf, durationMs, sessionDefaults } from "./agents.ts";
+import type { AccountStatus } from "./channels/channels.ts";
+import { Degradation } from "./degraded.ts";
 import type { CurrentConfig } from "./gateway.ts";
+import type { Session, Sessions } from "./sessions.ts";
+import { modelDefaults, modelOf } from "./sessions_rows.ts";
 import type { SystemEvents } from "./system_events.ts";
 
 const SessionsHealth = object({
@@ -39,6 +43,16 @@ const AgentHeartbeat = object({
   ackMaxChars: optional(integer()),
 });
 
+/** The certificate of the gateway's own port. */
+export const TlsHealth = object({
+  /** SHA-256 of the certificate: 64 hex digits. */
+  fingerprint: text(),
+  notAfterMs: integer(),
+  /** The one that will take its place. */
+  nextFingerprint: optional(text()),
+});
+export type TlsHealth = Infer<typeof TlsHealth>;
+
 export const Health = object({
   ok: oneOf([true]),
   ts: integer(),
@@ -56,10 +70,13 @@ export const Health = object({
     sessions: SessionsHealth,
   })),
   sessions: SessionsHealth,
+  /** What works less well than configured; absent where nothing does. */
+  degraded: optional(list(Degradation)),
+  tls: optional(TlsHealth),
 });
 export type Health = Infer<typeof Health>;
 
-export const SessionRow = open({
+const StatusRow = open({
   agentId: optional(text()),
   key: text(),
   kind: oneOf(["direct", "group", "global", "unknown"]),
@@ -97,12 +114,12 @@ export const Status = object({
     paths: list(text()),
     count: integer({ min: 0 }),
     defaults: object({ model: nullable(text()), contextTokens: nullable(number()) }),
-    recent: list(SessionRow),
+    recent: list(StatusRow),
     byAgent: list(object({
       agentId: text(),
       path: text(),
       count: integer({ min: 0 }),
-      recent: list(SessionRow),
+      recent: list(StatusRow),
     })),
   }),
 });
@@ -110,14 +127,19 @@ export type Status = Infer<typeof Status>;
 
 /** A cached snapshot younger than this is good enough for `health` without a probe. */
 const CACHE_MS = 60_000;
+/** Sessions in a snapshot and in a status, of each agent and of all. */
+const [HEALTH_SESSIONS, STATUS_SESSIONS] = [5, 10];
 
 export interface HealthSources {
   version: string;
   config: CurrentConfig;
-  /** The database that holds the sessions (D10). */
-  sessionsPath: string;
+  sessions: Sessions;
   heartbeats: { areEnabled: boolean };
   systemEvents: SystemEvents;
+  degraded?: { readonly list: readonly Degradation[] };
+  channels?(): readonly AccountStatus[];
+  /** Undefined: the port is a plain one. */
+  tls?(): TlsHealth | undefined;
   now?: () => number;
 }
 
@@ -161,9 +183,13 @@ export class HealthMonitor {
   }
 
   status(): Status {
-    const { config, version, sessionsPath, systemEvents } = this.#sources;
+    const { config, version, sessions, systemEvents } = this.#sources;
     const { agents, defaultAgentId } = this.#take();
-    const sessions = { path: sessionsPath, count: 0, recent: [] };
+    const { path } = sessions;
+    const defaults = modelDefaults(config.reading.config);
+    const recent = (agentId?: string) =>
+      sessions.list({ limit: STATUS_SESSIONS, agentId })
+        .map((session) => statusRow(session, defaults, this.#now()));
     const { mainSessionKey } = sessionDefaults(config.reading.config);
     return {
       runtimeVersion: version,
@@ -179,19 +205,24 @@ export class HealthMonitor {
       channelSummary: [],
       queuedSystemEvents: systemEvents.queued(mainSessionKey),
       sessions: {
-        paths: [sessionsPath],
-        count: 0,
-        defaults: { model: null, contextTokens: null },
-        recent: [],
-        byAgent: agents.map(({ agentId }) => ({ agentId, ...sessions })),
+        paths: [path],
+        count: sessions.count(),
+        defaults: { model: defaults.model, contextTokens: defaults.contextTokens },
+        recent: recent(),
+        byAgent: agents.map(({ agentId }) => ({
+          agentId,
+          path,
+          count: sessions.count(agentId),
+          recent: recent(agentId),
+        })),
       },
     };
   }
 
   #take(): Health {
-    const { config, sessionsPath, heartbeats } = this.#sources;
+    const { config, heartbeats, degraded } = this.#sources;
+    const tls = this.#sources.tls?.();
     const agents = agentsOf(config.reading.config);
-    const sessions = { path: sessionsPath, count: 0, recent: [] };
     const described = agents.map(({ agentId, name, isDefault, every }) => {
       const everyMs = durationMs(every);
       return {
@@ -205,25 +236,82 @@ export class HealthMonitor {
           prompt: "",
           target: "none",
         },
-        sessions,
+        sessions: this.#sessions(agentId),
       };
     });
     return {
       ok: true,
       ts: this.#now(),
       durationMs: 0,
-      channels: {},
-      channelOrder: [],
-      channelLabels: {},
+      ...channelsIn(this.#sources.channels?.() ?? []),
       heartbeatSeconds: Math.round((described[0].heartbeat.everyMs ?? 0) / 1_000),
       defaultAgentId: agents[0].agentId,
       agents: described,
-      sessions,
+      sessions: this.#sessions(),
+      ...degraded && degraded.list.length > 0 && { degraded: [...degraded.list] },
+      ...tls && { tls },
     };
   }
+
+  #sessions(agentId?: string): Health["sessions"] {
+    const { sessions } = this.#sources;
+    const now = this.#now();
+    const recent = sessions.list({ limit: HEALTH_SESSIONS, agentId }).map(({ key, entry }) => ({
+      key,
+      updatedAt: entry.updatedAt,
+      age: now - entry.updatedAt,
+    }));
+    return { path: sessions.path, count: sessions.count(agentId), recent };
+  }
+}
+
+function statusRow(
+  { key, agentId, kind, entry }: Session,
+  defaults: ReturnType<typeof modelDefaults>,
+  nowMs: number,
+): Infer<typeof StatusRow> {
+  const { model: chosen, contextTokens = defaults.contextTokens, totalTokens, ...rest } = entry;
+  return {
+    ...rest,
+    agentId,
+    key,
+    kind,
+    age: nowMs - entry.updatedAt,
+    totalTokens,
+    remainingTokens: contextTokens === null ? null : Math.max(0, contextTokens - totalTokens),
+    percentUsed: contextTokens === null ? null : Math.round(100 * totalTokens / contextTokens),
+    model: chosen === undefined ? defaults.model : modelOf(chosen).model,
+    contextTokens,
+    flags: flagsOf(entry),
+  };
+}
+
+/** What is out of the ordinary about a session, in words. */
+function flagsOf(entry: Session["entry"]): string[] {
+  const { thinkingLevel, verboseLevel, reasoningLevel, elevatedLevel } = entry;
+  return [
+    ...thinkingLevel ? [`think:${thinkingLevel}`] : [],
+    ...verboseLevel ? [`verbose:${verboseLevel}`] : [],
+    ...reasoningLevel ? [`reasoning:${reasoningLevel}`] : [],
+    ...elevatedLevel ? [`elevated:${elevatedLevel}`] : [],
+    ...entry.systemSent ? ["system"] : [],
+    ...entry.abortedLastRun ? ["aborted"] : [],
+  ];
 }
 
 /** What a snapshot says, without when it was taken. */
 function essence({ ts: _, durationMs: __, ...rest }: Health): string {
-  return JSON.stringify(rest);
+  return JSON.stringify(rest, (key, value) => key === "age" ? undefined : value);
+}
+
+function channelsIn(accounts: readonly AccountStatus[]) {
+  return {
+    channels: Object.fromEntries(accounts.map(({ channel, label: _, ...account }) => [channel, {
+      ...account,
+      linked: account.running,
+      accounts: { [account.accountId]: account },
+    }])),
+    channelOrder: accounts.map(({ channel }) => channel),
+    channelLabels: Object.fromEntries(accounts.map(({ channel, label }) => [channel, label])),
+  };
 }

@@ -5,8 +5,10 @@
 import { EXIT_FAILURE, UsageError } from "../config/command.ts";
 import { ConfigError, readConfig } from "../config/load.ts";
 import type { Paths } from "../config/paths.ts";
+import { fingerprintIn } from "../config/schema.ts";
 import { isLoopbackUrl, type Target, wayOf } from "../config/target.ts";
 import { formatDuration, type Terminal } from "../config/terminal.ts";
+import type { HelloOk } from "../rpc/client.ts";
 import { decodeBase64, encodeBase64Url } from "../rpc/identity.ts";
 import {
   type Infer,
@@ -19,6 +21,7 @@ import {
   text,
 } from "../rpc/shape.ts";
 import { readDuration, showInvites } from "./devices_cli.ts";
+import type { Health } from "./health.ts";
 import {
   type CallFlags,
   type CallWorld,
@@ -38,6 +41,8 @@ const Link = object({
   scopes: list(nonEmpty()),
   /** SHA-256 of the certificate to expect. */
   pin: optional(nonEmpty()),
+  /** The one that will take its place. */
+  nextPin: optional(nonEmpty()),
 });
 export type Link = Infer<typeof Link>;
 
@@ -101,7 +106,7 @@ export function runInvite(
       expiresAtMs: number;
     };
     const url = address ?? target.url;
-    const [pin] = address === undefined ? target.pins : [];
+    const { pin, nextPin } = pinsFor(url, target, client.hello);
     const link = encodeLink({
       v: 1,
       url,
@@ -109,11 +114,34 @@ export function runInvite(
       role: invite.role,
       scopes: invite.scopes,
       ...(pin && { pin }),
+      ...(nextPin && { nextPin }),
     });
     const { secret: _, ...shown } = invite;
     if (flags.json) return terminal.json({ ...shown, url, link });
     await showLink(link, { url, ttlMs, withQr: !flags["no-qr"] }, terminal);
   });
+}
+
+/**
+ * What the other machine is to expect: the gateway's own certificate wherever the address leads to its
+ * own port. In front of another port may stand a proxy with a certificate of its own.
+ */
+function pinsFor(
+  url: string,
+  { url: known, pins }: Target,
+  { snapshot }: HelloOk,
+): { pin?: string; nextPin?: string } {
+  const isOwnPort = /^wss:/i.test(url) && portOf(url) === portOf(known);
+  if (!isOwnPort) return {};
+  const { tls } = (snapshot.health ?? {}) as Partial<Health>;
+  const isOwnCertificate = tls && pins.some((pin) => fingerprintIn(pin) === tls.fingerprint);
+  if (isOwnCertificate) return { pin: tls.fingerprint, nextPin: tls.nextFingerprint };
+  return pins.length > 0 ? { pin: fingerprintIn(pins[0]) } : {};
+}
+
+function portOf(url: string): string {
+  const { port, protocol } = new URL(url);
+  return port || (protocol === "wss:" ? "443" : "80");
 }
 
 const SCOPES = [
@@ -166,9 +194,10 @@ export async function runJoin(
     });
   }
   const { mode, remote } = reading.config.gateway ?? {};
-  const isElsewhere = mode === "remote" && remote?.url !== undefined && remote.url !== link.url;
+  const there = remote?.name ?? remote?.url ?? remote?.sshTarget;
+  const isElsewhere = mode === "remote" && there !== undefined && there !== link.url;
   if (isElsewhere && !flags.force) {
-    throw new UsageError(`Cannot join ${link.url}: commands here go to ${remote.url} already`, {
+    throw new UsageError(`Cannot join ${link.url}: commands here go to ${there} already`, {
       hint: "Pass --force to replace it, or --profile NAME to keep both",
     });
   }
@@ -209,8 +238,8 @@ export async function runJoin(
   }
 }
 
-function targetOf({ url, pin }: Link, configPath: string): Target {
-  const pins = pin ? [pin] : [];
+function targetOf({ url, pin, nextPin }: Link, configPath: string): Target {
+  const pins = [pin, nextPin].filter((one) => one !== undefined);
   return {
     url,
     urlSource: "invitation",
@@ -224,13 +253,21 @@ function targetOf({ url, pin }: Link, configPath: string): Target {
 
 /** From now on the commands of this machine go there. */
 async function writeRemote(
-  { url, pin }: Link,
+  { url, pin, nextPin }: Link,
   { configPath, env }: Paths,
   raw: string,
   hash: string,
 ) {
   const { mergePatch, writeConfig } = await import("../config/edit.ts");
-  const remote = { url, tlsFingerprint: pin ?? null, token: null, password: null };
+  const remote = {
+    name: null,
+    transport: null,
+    sshTarget: null,
+    url,
+    tlsFingerprint: pin && nextPin ? [pin, nextPin] : pin ?? null,
+    token: null,
+    password: null,
+  };
   const next = mergePatch(raw, { gateway: { mode: "remote", remote } });
   await writeConfig(configPath, next, { env, expectedHash: hash });
 }

@@ -1,4 +1,4 @@
-// The one port: plain HTTP and WebSocket upgrades, on every address the gateway is bound to. Host and
+// The one port: HTTP and WebSocket upgrades, plain or inside TLS, on every address the gateway is bound to. Host and
 // Origin are judged before anything else is looked at (D5).
 
 import { createServer, type IncomingMessage, type Server } from "node:http";
@@ -10,6 +10,7 @@ import { getRequestListener } from "@hono/node-server";
 import { WebSocketServer } from "ws";
 import { HANDSHAKE_TIMEOUT_MS, MAX_PREAUTH_BYTES } from "../rpc/frame.ts";
 import { createApp } from "./app.ts";
+import type { Listening } from "./bind.ts";
 import { Connection } from "./connection.ts";
 import type { Gateway } from "./gateway.ts";
 import { judgeNames, provenanceOf, type Verdict } from "./network.ts";
@@ -26,32 +27,39 @@ const MAX_UNREAD_BYTES = 1_048_576;
 const LAST_WORD_MS = 500;
 const STATUS_TEXT = { 403: "Forbidden", 421: "Misdirected Request", 503: "Service Unavailable" };
 
-export interface Listener extends AsyncDisposable {
+export interface Listener extends Listening, AsyncDisposable {
   port: number;
-  /** The addresses it listens on. */
+  /** The addresses it listens on, the main one first. */
   hosts: string[];
+}
+
+/** Turns a socket that was accepted into one that is encrypted. */
+export interface Secures {
+  secure(raw: Socket, secured: (socket: Socket) => void): void;
 }
 
 /**
  * Listens on the first host, and on the others as far as they can be had.
  *
  * @param port 0 for any
+ * @param tls speaks `wss://` and `https://` instead of the plain ones
  * @throws {Error} with `code` EADDRINUSE and the like, when the first host cannot be had
  */
 export async function listen(
   gateway: Gateway,
   [first, ...others]: readonly string[],
   port: number,
+  tls?: Secures,
 ): Promise<Listener> {
-  const servers: Server[] = [];
+  const servers = new Map<string, Server>();
   const sockets = new Set<Socket>();
   const listenOn = async (host: string, wanted: number) => {
-    const server = createGatewayServer(gateway, sockets);
+    const server = createGatewayServer(gateway, sockets, tls);
     await new Promise<void>((resolve, reject) => {
       server.once("error", reject);
       server.listen({ host, port: wanted, backlog: 4_096 }, resolve);
     });
-    servers.push(server);
+    servers.set(host, server);
     return (server.address() as AddressInfo).port;
   };
   const actual = await listenOn(first, port);
@@ -67,8 +75,21 @@ export async function listen(
   return {
     port: actual,
     hosts,
+    async add(host) {
+      await listenOn(host, actual);
+      hosts.unshift(host);
+    },
+    async drop(host) {
+      const server = servers.get(host);
+      if (!server) return;
+      servers.delete(host);
+      hosts.splice(hosts.indexOf(host), 1);
+      const closed = new Promise<void>((resolve) => server.close(() => resolve()));
+      for (const socket of sockets) if (socket.localAddress === host) socket.destroy();
+      await closed;
+    },
     async [Symbol.asyncDispose]() {
-      const closed = servers.map((server) =>
+      const closed = [...servers.values()].map((server) =>
         new Promise<void>((resolve) => server.close(() => resolve()))
       );
       for (const socket of sockets) socket.destroy();
@@ -77,7 +98,7 @@ export async function listen(
   };
 }
 
-function createGatewayServer(gateway: Gateway, sockets: Set<Socket>): Server {
+function createGatewayServer(gateway: Gateway, sockets: Set<Socket>, tls?: Secures): Server {
   const answer = getRequestListener(createApp(gateway).fetch, {
     overrideGlobalObjects: false,
     autoCleanupIncoming: false,
@@ -117,10 +138,17 @@ function createGatewayServer(gateway: Gateway, sockets: Set<Socket>): Server {
   server.headersTimeout = HANDSHAKE_TIMEOUT_MS;
   server.requestTimeout = 5 * HANDSHAKE_TIMEOUT_MS;
   server.keepAliveTimeout = KEEP_ALIVE_MS;
+  // With TLS the server gets the socket inside; what guards the door counts from the first byte.
+  const [serve] = server.listeners("connection") as ((socket: Socket) => void)[];
+  if (tls) server.off("connection", serve);
   server.on("connection", (socket: Socket) => {
     sockets.add(socket);
     socket.on("close", () => sockets.delete(socket));
     gateway.connections.arrive(socket);
+    tls?.secure(socket, (inner) => {
+      gateway.connections.secured(socket, inner);
+      serve.call(server, inner);
+    });
   });
   // A peer that speaks no HTTP gets no answer; without this it would be reported over and over.
   server.on("clientError", (_error: Error, socket: Duplex) => socket.destroy());

@@ -1,7 +1,7 @@
 // The commands that make this machine a node of a gateway (§9). The node host itself is below node/;
 // here it is given its way to a gateway, which is the same as that of every other command.
 
-import { type Command, command, JSON_FLAG } from "../config/command.ts";
+import { type Command, command, JSON_FLAG, REMOTE_FLAGS } from "../config/command.ts";
 import { formatDuration, type Terminal } from "../config/terminal.ts";
 import type { NamedGateway, Way } from "./node/run.ts";
 import type { CallWorld } from "./reach.ts";
@@ -14,19 +14,35 @@ export function nodeCommands(world: CallWorld): Command[] {
       path: ["node", "run"],
       summary: "Be a node: let a gateway run commands on this machine, as far as you allow",
       flags: {
-        host: { kind: "text", placeholder: "HOST", summary: "Host of the gateway" },
+        host: {
+          kind: "text",
+          placeholder: "HOST",
+          summary: "Host of the gateway",
+          excludes: ["ssh", "remote"],
+        },
         port: {
           kind: "integer",
           min: 1,
           max: 65_535,
           placeholder: "N",
           summary: "Port of the gateway",
+          excludes: ["ssh", "remote"],
         },
-        tls: { kind: "boolean", summary: "Connect with TLS" },
+        ...REMOTE_FLAGS,
+        ssh: {
+          ...REMOTE_FLAGS.ssh,
+          summary: "Gateway on [user@]host[:port]: the node opens the ssh tunnel itself",
+        },
+        tls: {
+          kind: "boolean",
+          summary: "Connect with TLS",
+          excludes: ["ssh", "remote"],
+        },
         "tls-fingerprint": {
           kind: "text",
           placeholder: "SHA256",
-          summary: "The certificate to expect; implies --tls",
+          summary: "The certificate to expect, or several with commas between; implies --tls",
+          excludes: ["ssh", "remote"],
         },
         "node-id": {
           kind: "text",
@@ -37,7 +53,8 @@ export function nodeCommands(world: CallWorld): Command[] {
       },
       details: "Without flags it goes where the other commands here go: to the gateway that " +
         '"zero join" paired with, or to the one of this machine. What the flags say is kept for ' +
-        "the next start. It stays connected until it is stopped with Ctrl-C or SIGTERM, and tells " +
+        "the next start. With --ssh, or a remote that is reached through ssh, it opens the " +
+        "tunnel itself, and another one whenever that breaks. It stays connected until it is stopped with Ctrl-C or SIGTERM, and tells " +
         "what to do when the gateway has to approve it first. A token or password comes from " +
         "ZERO_GATEWAY_TOKEN, ZERO_GATEWAY_PASSWORD or the configuration.\n\n" +
         "Commands run only as exec-approvals.json in the state directory allows: unless it says " +
@@ -46,9 +63,11 @@ export function nodeCommands(world: CallWorld): Command[] {
         "zero node run",
         "zero node run --host 192.168.1.5 --display-name workshop",
         "zero node run --host zero.example.org --port 443 --tls",
+        "zero node run --ssh me@vps.example",
       ],
       async run({ flags }, terminal) {
         const { runNode } = await import("./node/run.ts");
+        const { absolute } = await import("./reach.ts");
         return await runNode({
           version: world.version,
           paths: world.place(),
@@ -57,6 +76,13 @@ export function nodeCommands(world: CallWorld): Command[] {
             port: flags.port,
             tls: flags.tls,
             tlsFingerprint: flags["tls-fingerprint"],
+            ssh: flags.ssh === undefined ? undefined : {
+              target: flags.ssh,
+              identity: await absolute(flags["ssh-identity"], world.place().env),
+              remotePort: flags["remote-port"],
+              acceptNew: flags["ssh-accept-new"] || undefined,
+            },
+            remote: flags.remote,
             nodeId: flags["node-id"],
             displayName: flags["display-name"],
           },
@@ -90,11 +116,24 @@ export async function findWay(
 ): Promise<Way> {
   const { ownIdentity, reach, takeAim } = await import("./reach.ts");
   const { resolveTarget, wayOf } = await import("../config/target.ts");
-  const { normalizedFingerprint } = await import("../config/schema.ts");
+  const { fingerprintIn, pinsIn } = await import("../config/schema.ts");
   const flags = { timeout: CONNECT_TIMEOUT_MS, json: true, verbose: false };
-  const aim = await takeAim({ ...flags, url: named?.url }, world, terminal);
+  const { target: ssh, identity, remotePort, acceptNew } = named?.ssh ?? {};
+  const aim = await takeAim(
+    {
+      ...flags,
+      url: named?.url,
+      remote: named?.remote,
+      ssh,
+      "ssh-identity": identity,
+      "remote-port": remotePort,
+      "ssh-accept-new": acceptNew,
+    },
+    world,
+    terminal,
+  );
   let { target } = aim;
-  if (named && target.problem?.code === "CREDENTIALS_REQUIRED") {
+  if (named?.url && target.problem?.code === "CREDENTIALS_REQUIRED") {
     // A node has no flag for a secret. What the environment says was meant for it; without, the
     // device asks to be paired.
     const { env } = aim.input;
@@ -104,20 +143,27 @@ export async function findWay(
       ? resolveTarget({ ...aim.input, flags: { url: named.url, token, password } })
       : { ...target, problem: undefined };
   }
-  if (named?.tlsFingerprint) {
-    const pins = [normalizedFingerprint(named.tlsFingerprint)];
+  if (named?.url && named.tlsFingerprint) {
+    const pins = pinsIn(named.tlsFingerprint);
     target = { ...target, pins, way: wayOf(target.url, pins) };
   }
+  // What the node stands on ends with it, and begins with it after a restart.
+  if (target.ssh) target = { ...target, ssh: { ...target.ssh, isKept: false } };
+  const own = { ...aim, target };
   return {
-    url: target.url,
-    ...(target.pins.length > 0 && { tlsFingerprint: target.pins[0] }),
+    get url() {
+      return own.target.url;
+    },
+    ...(target.ssh && { through: `ssh ${target.ssh.target}` }),
+    ...(target.pins.length > 0 && { tlsFingerprint: target.pins.map(fingerprintIn).join() }),
     connect(extra) {
       // A command may do without a device where it brings the secret; a node is its device.
       const identity = ownIdentity(aim.paths, (message) => terminal.err(message));
       identity.catch(() => {}); // told by the connect, if it comes so far
+      own.identity = identity;
       const options = { timeout: CONNECT_TIMEOUT_MS, version: world.version };
       return reach(
-        { ...aim, target, identity },
+        own,
         { ...options, extra: { ...extra, retriesWithDeviceToken: true } },
         terminal,
       );

@@ -2,6 +2,7 @@
 // exactly once, and says whether it was delivered (D22). Nothing here touches the disk.
 
 import { RpcError } from "../rpc/error.ts";
+import { type Piece, PROGRESS_CAP } from "./node/progress.ts";
 import type { Connection } from "./connection.ts";
 
 /** What a node declared when it connected. */
@@ -35,6 +36,8 @@ interface Invocation {
   command: string;
   /** On the monotonic clock. */
   deadlineMs: number;
+  /** Gone as soon as the caller misses a piece: what follows a gap is of no use. */
+  onProgress?(piece: Piece): boolean;
   resolve(result: { payload: unknown; payloadJSON: string | null }): void;
   reject(error: RpcError): void;
 }
@@ -45,22 +48,35 @@ export interface InvokeOptions {
   params: unknown;
   timeoutMs: number;
   idempotencyKey: string;
+  /**
+   * Takes what the command writes while it runs, where the node can tell.
+   *
+   * @returns false for a caller that cannot take it, who is then told nothing more
+   */
+  onProgress?(piece: Piece): boolean;
 }
 
 export class NodeRegistry {
   readonly #nodes = new Map<string, ConnectedNode>();
   readonly #invocations = new Map<string, Invocation>();
+  readonly #onRegistered: (nodeId: string) => void;
   #lateResults = 0;
   /** One for all: most invocations are answered long before it fires. */
   #timer?: ReturnType<typeof setTimeout>;
   /** When it fires; Infinity where it is not set. */
   #sweepAtMs = Infinity;
 
+  /** @param onRegistered told of a node that can be asked for something from now on */
+  constructor(onRegistered: (nodeId: string) => void = () => {}) {
+    this.#onRegistered = onRegistered;
+  }
+
   /** Makes a connection the way to its node; one that was before it is closed and forgotten. */
   register(nodeId: string, connection: Connection, declaration: Declaration) {
     const old = this.#nodes.get(nodeId);
     this.#nodes.set(nodeId, { ...declaration, nodeId, connection, connectedAtMs: Date.now() });
     if (old) old.connection.close(4000, "replaced by a newer connection of this node");
+    this.#onRegistered(nodeId);
   }
 
   /** Ends what a connection had in flight; the node stays if another connection has taken over. */
@@ -98,7 +114,7 @@ export class NodeRegistry {
    * @throws {RpcError} as §7.8 words it
    */
   invoke(
-    { nodeId, command, params, timeoutMs, idempotencyKey }: InvokeOptions,
+    { nodeId, command, params, timeoutMs, idempotencyKey, onProgress }: InvokeOptions,
   ): Promise<{ payload: unknown; payloadJSON: string | null }> {
     const node = this.#nodes.get(nodeId);
     if (!node) {
@@ -110,7 +126,16 @@ export class NodeRegistry {
     >();
     const deadlineMs = performance.now() + timeoutMs;
     const connId = node.connection.id;
-    this.#invocations.set(id, { nodeId, connId, command, deadlineMs, resolve, reject });
+    const hasProgress = onProgress !== undefined && node.caps.includes(PROGRESS_CAP);
+    this.#invocations.set(id, {
+      nodeId,
+      connId,
+      command,
+      deadlineMs,
+      onProgress: hasProgress ? onProgress : undefined,
+      resolve,
+      reject,
+    });
     if (deadlineMs < this.#sweepAtMs) this.#sweepAt(deadlineMs);
     const isSent = node.connection.sendEvent("node.invoke.request", {
       id,
@@ -119,6 +144,7 @@ export class NodeRegistry {
       paramsJSON: params === undefined ? null : JSON.stringify(params),
       timeoutMs,
       idempotencyKey,
+      progress: hasProgress || undefined,
     });
     if (!isSent) {
       this.#invocations.delete(id);
@@ -150,6 +176,20 @@ export class NodeRegistry {
       );
     }
     return true;
+  }
+
+  /**
+   * Passes on what an invocation writes while it runs.
+   *
+   * @param connId of the connection it came over, which must be the one the invocation went over
+   * @returns whether anybody wants to know
+   */
+  progress(id: string, connId: string, piece: Piece): boolean {
+    const invocation = this.#invocations.get(id);
+    if (!invocation?.onProgress || invocation.connId !== connId) return false;
+    if (invocation.onProgress(piece)) return true;
+    invocation.onProgress = undefined;
+    return false;
   }
 
   [Symbol.dispose]() {

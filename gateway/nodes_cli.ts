@@ -126,6 +126,11 @@ export function nodesCommands(world: CallWorld): Command[] {
           placeholder: "KEY",
           summary: "Sent along, for nodes that do the same thing only once",
         },
+        queue: {
+          kind: "text",
+          placeholder: "10m",
+          summary: "If the node is not connected, let it wait that long for it: 90s, 10m, 2h, 7d",
+        },
       },
       details:
         'PARAMS is JSON; - reads it from standard input. "zero nodes describe" tells which ' +
@@ -133,9 +138,34 @@ export function nodesCommands(world: CallWorld): Command[] {
       examples: [
         `zero nodes invoke kitchen system.which '{"bins":["sh"]}'`,
         "zero nodes invoke --node kitchen --command system.execApprovals.get",
+        `zero nodes invoke --queue 2h laptop system.notify '{"title":"Backup is due"}'`,
       ],
       run: async ({ flags, args }, terminal) =>
         await (await bodies()).runInvoke(flags, args, world, terminal),
+    }),
+
+    command({
+      path: ["nodes", "queue", "list"],
+      aliases: [["nodes", "queue"]],
+      summary: "Invocations that wait for their node, and what became of the last ones",
+      usage: "[ID]",
+      flags: { ...RPC_FLAGS, ...NODE_FLAG },
+      details: "ID is the beginning of the id of one of them; it is then printed as JSON, with " +
+        "what the node answered if you are the one who queued it.",
+      examples: ["zero nodes queue", "zero nodes queue list 3f2a9c1e"],
+      run: async ({ flags, args: [query] }, terminal) =>
+        await (await bodies()).runQueueList(flags, query, world, terminal),
+    }),
+
+    command({
+      path: ["nodes", "queue", "cancel"],
+      summary: "Take an invocation back that has not been sent yet",
+      usage: "ID",
+      flags: RPC_FLAGS,
+      details: "ID is its id or the beginning of it.",
+      examples: ["zero nodes queue cancel 3f2a9c1e"],
+      run: async ({ flags, args: [query] }, terminal) =>
+        await (await bodies()).runQueueCancel(flags, query, world, terminal),
     }),
 
     command({

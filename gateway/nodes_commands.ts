@@ -3,7 +3,7 @@
 import { UsageError } from "../config/command.ts";
 import { formatDuration, printable, type Terminal } from "../config/terminal.ts";
 import type { Client } from "../rpc/client.ts";
-import { RpcError } from "../rpc/error.ts";
+import { findByBeginning, findNamed, findRequest } from "./choice.ts";
 import { readDuration } from "./devices_cli.ts";
 import { type CallFlags, type CallWorld, withGateway } from "./reach.ts";
 
@@ -54,11 +54,8 @@ interface FilterFlags {
 
 type NodeFlags = CallFlags & { node?: string };
 
-/** What an id must have of its beginning to be found by it. */
-const MIN_PREFIX = 6;
 /** Beyond what a node may take, for the way there and back. */
 const TRAVEL_MS = 5_000;
-const MAX_KNOWN = 20;
 
 export function runStatus(flags: CallFlags & FilterFlags, world: CallWorld, terminal: Terminal) {
   const fits = filterOf(flags);
@@ -114,7 +111,11 @@ export function runDecision(
   terminal: Terminal,
 ) {
   return withGateway(flags, world, terminal, async (client) => {
-    const { requestId } = findRequest((await pairList(client, flags)).pending, query);
+    const { requestId } = findRequest(
+      (await pairList(client, flags)).pending,
+      query,
+      "zero nodes pending",
+    );
     terminal.json(await client.call(`node.pair.${decision}`, { requestId }, deadline(flags)));
   });
 }
@@ -156,6 +157,7 @@ export async function runInvoke(
     params?: string;
     "invoke-timeout": number;
     "idempotency-key"?: string;
+    queue?: string;
   },
   args: readonly string[],
   world: CallWorld,
@@ -166,6 +168,7 @@ export async function runInvoke(
     ["COMMAND", flags.command],
     ["PARAMS", flags.params, "{}"],
   ]);
+  const ttlMs = flags.queue === undefined ? undefined : readDuration(flags.queue, "--queue");
   const params = readParams(given === "-" ? await terminal.readStdin() : given);
   return await withGateway(flags, world, terminal, async (client) => {
     const { nodeId } = findNode(await nodeList(client, flags), query);
@@ -176,6 +179,7 @@ export async function runInvoke(
         params,
         timeoutMs: flags["invoke-timeout"],
         idempotencyKey: flags["idempotency-key"],
+        ...(ttlMs !== undefined && { queue: { ttlMs } }),
       }, flags),
     );
   });
@@ -214,6 +218,56 @@ export function runNotify(
   });
 }
 
+/** An entry of `node.queue.list`, as far as it is shown. */
+interface Queued {
+  queueId: string;
+  nodeId: string;
+  command: string;
+  state: string;
+  delivery: string;
+  by: string;
+  createdAtMs: number;
+  expiresAtMs: number;
+  sentAtMs?: number;
+  endedAtMs?: number;
+  error?: { message: string };
+}
+
+/** Without ID all of them; with one that entry and what its node answered. */
+export function runQueueList(
+  flags: NodeFlags,
+  query: string | undefined,
+  world: CallWorld,
+  terminal: Terminal,
+) {
+  return withGateway(flags, world, terminal, async (client) => {
+    const nodes = await nodeList(client, flags);
+    const nodeId = flags.node === undefined ? undefined : findNode(nodes, flags.node).nodeId;
+    const answer = await queueList(client, { nodeId }, flags);
+    if (query === undefined) {
+      if (flags.json) return terminal.json(answer);
+      return showQueue(answer.entries, nodes, terminal);
+    }
+    const { queueId } = findQueued(answer.entries, query);
+    terminal.json((await queueList(client, { queueId }, flags)).entries[0]);
+  });
+}
+
+export function runQueueCancel(
+  flags: CallFlags,
+  query: string,
+  world: CallWorld,
+  terminal: Terminal,
+) {
+  return withGateway(flags, world, terminal, async (client) => {
+    const { entries } = await queueList(client, {}, flags);
+    const { queueId, command } = findQueued(entries, query);
+    const answer = await client.call("node.queue.cancel", { queueId }, deadline(flags));
+    if (flags.json) return terminal.json(answer);
+    terminal.out(`Cancelled ${printable(command)}`);
+  });
+}
+
 /** What `node.invoke` answers. */
 export interface Invoked {
   ok: boolean;
@@ -226,17 +280,21 @@ export interface Invoked {
 /** @throws {RpcError} as §7.8 words it */
 export async function invoke(
   client: Client,
-  { nodeId, command, params, timeoutMs, idempotencyKey = crypto.randomUUID() }: {
+  { idempotencyKey = crypto.randomUUID(), ...invocation }: {
     nodeId: string;
     command: string;
     params: unknown;
     timeoutMs: number;
     idempotencyKey?: string;
+    /** Events tell what the command writes while it runs. */
+    progress?: true;
+    /** It may wait for a node that is not connected. */
+    queue?: { ttlMs: number };
   },
   flags: Pick<CallFlags, "timeout">,
 ): Promise<Invoked> {
-  return await client.call("node.invoke", { nodeId, command, params, timeoutMs, idempotencyKey }, {
-    timeoutMs: Math.max(flags.timeout, timeoutMs + TRAVEL_MS),
+  return await client.call("node.invoke", { ...invocation, idempotencyKey }, {
+    timeoutMs: Math.max(flags.timeout, invocation.timeoutMs + TRAVEL_MS),
   }) as Invoked;
 }
 
@@ -248,28 +306,14 @@ export async function nodeList(
   return (answer as { nodes: NodeInfo[] }).nodes;
 }
 
-/**
- * By exact id, by address, by name (case and punctuation aside), or by the beginning of the id.
- *
- * @throws {RpcError} with the texts of §11.3 when none fits, or several do
- */
+/** @throws {RpcError} with the texts of §11.3 when none fits, or several do */
 export function findNode<N extends NodeInfo>(nodes: readonly N[], query: string): N {
-  const wanted = query.trim();
-  const exact = nodes.find(({ nodeId }) => nodeId === wanted);
-  if (exact) return exact;
-  const name = normalized(wanted);
-  const matches = wanted === "" ? [] : nodes.filter((node) =>
-    node.remoteIp === wanted ||
-    (name !== "" && normalized(node.displayName ?? "") === name) ||
-    (wanted.length >= MIN_PREFIX && node.nodeId.startsWith(wanted.toLowerCase()))
-  );
-  if (matches.length === 1) return matches[0];
-  const what = matches.length > 0 ? "ambiguous" : "unknown";
-  const known = matches.length > 0 ? matches : nodes;
-  const names = known.slice(0, MAX_KNOWN).map(nameOf);
-  if (known.length > MAX_KNOWN) names.push(`and ${known.length - MAX_KNOWN} more`);
-  const list = `${what === "ambiguous" ? "matches" : "known"}: ${names.join(", ") || "none"}`;
-  throw new RpcError("INVALID_REQUEST", `${what} node: ${printable(query)} (${list})`);
+  return findNamed(nodes, query, "node", (node) => ({
+    id: node.nodeId,
+    name: node.displayName,
+    address: node.remoteIp,
+    shown: nameOf(node),
+  }));
 }
 
 /** `Kitchen (3f2a9c1e77b0)`. */
@@ -303,10 +347,6 @@ export function takeWords(
     });
   }
   return words;
-}
-
-function normalized(name: string): string {
-  return name.toLowerCase().replace(/[^\p{L}\p{M}\p{N}]+/gu, "-").replace(/^-|-$/g, "");
 }
 
 function readParams(text: string): unknown {
@@ -347,17 +387,51 @@ async function knownNodes(client: Client, flags: CallFlags): Promise<NodeInfo[]>
   return [...nodes, ...paired.filter(({ nodeId }) => !ids.has(nodeId))];
 }
 
-function findRequest(pending: readonly PendingNode[], query: string): PendingNode {
-  const wanted = query.trim().toLowerCase();
-  const matches = wanted === ""
-    ? []
-    : pending.filter(({ requestId }) => requestId.startsWith(wanted));
-  if (matches.length === 1) return matches[0];
-  throw new RpcError(
-    "INVALID_REQUEST",
-    matches.length > 1 ? `ambiguous request: ${query}` : `unknown requestId: ${query}`,
-    { details: { fix: "zero nodes pending" } },
+async function queueList(
+  client: Client,
+  params: { nodeId?: string; queueId?: string },
+  flags: CallFlags,
+): Promise<{ entries: Queued[] }> {
+  return await client.call("node.queue.list", params, deadline(flags)) as { entries: Queued[] };
+}
+
+function findQueued(entries: readonly Queued[], query: string): Queued {
+  const words = { what: "invocation", idName: "queueId", fix: "zero nodes queue" };
+  return findByBeginning(entries, query, ({ queueId }) => queueId, words);
+}
+
+function showQueue(
+  entries: readonly Queued[],
+  nodes: readonly NodeInfo[],
+  terminal: Terminal,
+) {
+  if (entries.length === 0) return terminal.out("Nothing is queued");
+  const names = new Map(nodes.map((node) => [node.nodeId, nameOf(node)]));
+  terminal.table(
+    entries.map((one) => [
+      one.queueId.slice(0, 8),
+      names.get(one.nodeId) ?? short(one.nodeId),
+      printable(one.command),
+      progressOf(one),
+      printable(one.by),
+    ]),
+    { header: ["QUEUED", "NODE", "COMMAND", "STATE", "BY"] },
   );
+}
+
+function progressOf({ state, delivery, expiresAtMs, sentAtMs, endedAtMs, error }: Queued): string {
+  const now = Date.now();
+  const ago = (ms = now) => `${formatDuration(Math.max(0, now - ms))} ago`;
+  switch (state) {
+    case "waiting":
+      return `waiting, ${formatDuration(Math.max(0, expiresAtMs - now))} left`;
+    case "sent":
+      return `sent ${ago(sentAtMs)}, no answer yet`;
+    case "failed":
+      return `failed ${ago(endedAtMs)}, delivery: ${delivery}: ${printable(error?.message ?? "")}`;
+    default:
+      return `${state} ${ago(endedAtMs)}`;
+  }
 }
 
 function showNodes(nodes: readonly NodeInfo[], terminal: Terminal) {

@@ -8,14 +8,12 @@ import type { Client } from "../rpc/client.ts";
 import { RpcError } from "../rpc/error.ts";
 import { normalizeAgentId, sessionDefaults } from "./agents.ts";
 import type { Decision } from "./approvals.ts";
-import { ApprovalsFile, ASKS, SECURITIES } from "./node/approvals_file.ts";
-import { effectivePolicy, type Policy } from "./node/policy.ts";
+import { ApprovalsFile } from "./node/approvals_file.ts";
+import { effectivePolicy, MISSES, type Policy, strictest, type Strictness } from "./node/policy.ts";
+import { type Piece, PROGRESS, PROGRESS_CAP, type Stream } from "./node/progress.ts";
 import { joinArgv } from "./node/splitter.ts";
 import { findNode, invoke, nameOf, type NodeInfo, nodeList, takeWords } from "./nodes_commands.ts";
 import { type CallFlags, type CallWorld, withGateway } from "./reach.ts";
-
-/** Whose wishes are combined: each may make it stricter. */
-type Strictness = Pick<Policy, "security" | "ask">;
 
 interface RunFlags extends CallFlags {
   node?: string;
@@ -54,8 +52,6 @@ interface RunPayload {
 const APPROVAL_TIMEOUT_MS = 120_000;
 /** For a command that ends at its own deadline, to tell of it. */
 const REPORT_MS = 5_000;
-/** What a node says when a person has to decide (§9.4). */
-const MISSES = ["SYSTEM_RUN_DENIED: approval required", "SYSTEM_RUN_DENIED: allowlist miss"];
 
 /** @returns the exit code of the remote program */
 export function runRun(
@@ -95,20 +91,26 @@ export function runRun(
       sessionKey: flags.session,
       runId: crypto.randomUUID(),
     };
-    const result = await runOnNode(client, run, { flags, given, config }, terminal);
+    const live = new LiveOutput(terminal);
+    const result = await runOnNode(client, run, { flags, given, config, live }, terminal);
     const payload = (result.payload ?? {}) as RunPayload;
     if (flags.json) {
       terminal.json(result);
       return exitCodeOf(payload);
     }
-    return show(payload, terminal);
+    return show(payload, live, terminal);
   });
 }
 
 async function runOnNode(
   client: Client,
   run: Run,
-  { flags, given, config }: { flags: RunFlags; given: ReadonlySet<string>; config: Config },
+  { flags, given, config, live }: {
+    flags: RunFlags;
+    given: ReadonlySet<string>;
+    config: Config;
+    live: LiveOutput;
+  },
   terminal: Terminal,
 ) {
   const { node, agentId } = run;
@@ -116,8 +118,11 @@ async function runOnNode(
   const invokeTimeout = given.has("invoke-timeout") || commandTimeout === undefined
     ? flags["invoke-timeout"]
     : Math.max(flags["invoke-timeout"], commandTimeout + REPORT_MS);
-  const attempt = () =>
-    invoke(client, {
+  const isLive = !flags.json && canStream(client, node);
+  const attempt = async () => {
+    const idempotencyKey = crypto.randomUUID();
+    using _ = isLive ? live.follow(client, idempotencyKey) : undefined;
+    return await invoke(client, {
       nodeId: node.nodeId,
       command: "system.run",
       params: {
@@ -132,7 +137,10 @@ async function runOnNode(
         needsScreenRecording: flags["needs-screen-recording"] || undefined,
       },
       timeoutMs: invokeTimeout,
+      idempotencyKey,
+      ...(isLive && { progress: true }),
     }, flags);
+  };
   // Nobody is to be asked about what cannot happen: the gateway says why.
   if (!node.connected || !node.commands?.includes("system.run")) return await attempt();
 
@@ -205,11 +213,52 @@ async function approve(
   return decision !== null;
 }
 
+/** Whether the node tells what a command writes while it runs, and the gateway passes it on. */
+function canStream({ hello }: Client, { caps }: NodeInfo): boolean {
+  return hello.features.events?.includes(PROGRESS) === true &&
+    caps?.includes(PROGRESS_CAP) === true;
+}
+
+/** Shows what a run writes as it comes, and in the end what has not come; nothing twice. */
+class LiveOutput {
+  readonly #terminal: Terminal;
+  readonly #shown: Record<Stream, string> = { stdout: "", stderr: "" };
+
+  constructor(terminal: Terminal) {
+    this.#terminal = terminal;
+  }
+
+  /** Shows the pieces of one invocation, up to the first that is missing. */
+  follow(client: Client, idempotencyKey: string): Disposable {
+    let nextSeq = 0;
+    const stop = client.on(PROGRESS, (payload) => {
+      const piece = payload as Piece & { idempotencyKey: string };
+      if (piece.idempotencyKey !== idempotencyKey || piece.seq !== nextSeq) return;
+      nextSeq++;
+      this.#show(piece.stream, piece.data);
+    });
+    return { [Symbol.dispose]: stop };
+  }
+
+  /** @param whole all that was written, as the result has it */
+  finish(stream: Stream, whole: string) {
+    const shown = this.#shown[stream];
+    if (whole.startsWith(shown)) this.#show(stream, whole.slice(shown.length));
+  }
+
+  #show(stream: Stream, data: string) {
+    if (data === "") return;
+    this.#shown[stream] += data;
+    if (stream === "stdout") this.#terminal.write(data);
+    else this.#terminal.writeErr(data);
+  }
+}
+
 /** @returns the exit code */
-function show(payload: RunPayload, terminal: Terminal): number {
+function show(payload: RunPayload, live: LiveOutput, terminal: Terminal): number {
   const { stdout = "", stderr = "", error } = payload;
-  if (stdout !== "") terminal.write(stdout);
-  if (stderr !== "") terminal.writeErr(stderr);
+  live.finish("stdout", stdout);
+  live.finish("stderr", stderr);
   const code = exitCodeOf(payload);
   if (code === 0) return code;
   if (stderr !== "" && !stderr.endsWith("\n")) terminal.err();
@@ -257,12 +306,6 @@ async function policyOfNode(
   if (!canAsk || !commands?.includes("system.execApprovals.get")) return undefined;
   const answer = await client.call(method, { nodeId }, { timeoutMs }) as { file?: unknown };
   return effectivePolicy(ApprovalsFile.is(answer.file) ? answer.file : undefined, {}, agentId);
-}
-
-function strictest(...policies: Strictness[]): Strictness {
-  const least = Math.min(...policies.map(({ security }) => SECURITIES.indexOf(security)));
-  const most = Math.max(...policies.map(({ ask }) => ASKS.indexOf(ask)));
-  return { security: SECURITIES[least], ask: ASKS[most] };
 }
 
 function isMiss(error: unknown): boolean {

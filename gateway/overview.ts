@@ -6,7 +6,7 @@ import { ConfigError, type ConfigReading, readConfig } from "../config/load.ts";
 import type { Paths } from "../config/paths.ts";
 import { explainKey, gatewaySettings } from "../config/settings.ts";
 import { explainTarget, type Target } from "../config/target.ts";
-import { formatDuration, type Terminal } from "../config/terminal.ts";
+import { formatDuration, printable, type Terminal } from "../config/terminal.ts";
 import type { HelloOk } from "../rpc/client.ts";
 import { RpcError } from "../rpc/error.ts";
 import {
@@ -39,6 +39,7 @@ interface HealthLike {
   heartbeatSeconds?: number;
   agents?: { agentId: string; isDefault?: boolean }[];
   sessions?: { count?: number };
+  degraded?: { part: string; message: string; fix: string }[];
 }
 
 interface StatusLike {
@@ -76,6 +77,7 @@ export function showHealth(
     ["Channels", channelsLine(rest)],
     ["Sessions", String(sessions?.count ?? 0)],
     ["Heartbeat", heartbeatSeconds ? `every ${heartbeatSeconds} s` : "off"],
+    ...degradedLines(rest, terminal),
   ]);
 }
 
@@ -111,11 +113,11 @@ export async function runGatewayStatus(
   if (flags.verbose) terminal.err(explainTarget(aim.target));
   const { paths } = aim;
   const reading = await readConfig({ path: paths.configPath, env: paths.env });
-  const { findPortHolder } = await import("./port_holder.ts");
+  const { findPortHolder } = await import("../tunnel/port_holder.ts");
   const { hostname, port } = new URL(aim.target.url);
   const host = hostname.replace(/^\[|\]$/g, "");
   const [holder, found] = await Promise.all([
-    aim.target.isRemote ? undefined : findPortHolder(host, Number(port)),
+    aim.target.isRemote ? undefined : findPortHolder(host, Number(port), { pins: aim.target.pins }),
     flags["no-probe"] ? undefined : askGateway(aim, flags, world, terminal),
   ]);
   const document = gatewayStatusDocument({ aim, reading, holder, found });
@@ -242,6 +244,7 @@ function statusDocument(
       agents: agents.map(({ agentId }) => ({ id: agentId })),
     },
     securityAudit: null,
+    degraded: health?.degraded ?? [],
     stateDir: target.isRemote ? null : paths.stateDir,
     ...deep && { health },
   };
@@ -288,6 +291,7 @@ function showStatus(
         : undefined,
     ],
     ["Config", `${target.configPath}${configNote(input.reading, paths)}`],
+    ...health ? degradedLines(health, terminal) : [],
   ]);
   if (all && hello) showDetails(found, presence ?? [], terminal);
   if (deep && health) {
@@ -445,7 +449,9 @@ function showGatewayStatus(
     ["Version", found?.hello && versionLine(found.hello)],
     ["Config", `${config.cli.path}${describeConfig(config.cli)}`],
   ]);
-  const remote: Target | undefined = chosen.target.url === target.url ? undefined : chosen.target;
+  const remote: Target | undefined = chosen.target.isRemote && !target.isRemote
+    ? chosen.target
+    : undefined;
   if (remote) terminal.out(`\nCommands go elsewhere: ${remote.url} (${remote.urlSource})`);
   for (const hint of port?.hints ?? []) terminal.err(hint);
   if (found?.failure) tellFailure(found.failure, target, { isJson: false }, terminal);
@@ -510,6 +516,15 @@ function channelsLine(
     return `${channelLabels[id] ?? id} ${state}`;
   });
   return parts.join(", ") || "none configured";
+}
+
+/** What works less well than configured, and what mends it. */
+function degradedLines({ degraded = [] }: HealthLike, terminal: Terminal): [string, string][] {
+  const { yellow, dim } = terminal.style;
+  return degraded.flatMap(({ part, message, fix }): [string, string][] => [
+    [yellow("Degraded"), `${printable(part)}: ${printable(message)}`],
+    [dim("Fix"), printable(fix)],
+  ]);
 }
 
 function text(value: unknown): string | undefined {

@@ -3,7 +3,13 @@
 import { StartRefusal } from "./preflight.ts";
 
 /** What a gateway keeps there that others must not read. */
-const PRIVATE_FILES = ["gateway.token", "zero.sqlite", "zero.sqlite-wal", "identity/device.json"];
+const PRIVATE_FILES = [
+  "gateway.token",
+  "zero.sqlite",
+  "zero.sqlite-wal",
+  "identity/device.json",
+  "gateway/tls/gateway-key.pem",
+];
 
 /**
  * A directory that holds nothing of a gateway yet is closed to others; one that does may have been

@@ -21,20 +21,16 @@ export function refuseUnsafeStart(
   settings: GatewaySettings,
   host: string,
 ) {
-  const { auth, tailscale, trustedProxies, tls, port } = settings;
+  const { auth, bind, tailscale, trustedProxies, port } = settings;
   const mode = auth.mode.value;
-  const isLoopback = isLoopbackAddress(host);
+  // The address in the tailnet may come at any time; what it asks for is asked for now.
+  const isLoopback = isLoopbackAddress(host) && bind.value !== "tailnet";
+  const where = isLoopbackAddress(host) && !isLoopback ? "tailnet" : host;
   const isExposed = tailscale.mode.value !== "off";
   if (gateway?.mode === "remote") {
     throw new StartRefusal(
       "Gateway start blocked: set gateway.mode=local (current: remote)",
       "zero config set gateway.mode local",
-    );
-  }
-  if (tls.enabled.value) {
-    throw new StartRefusal(
-      "gateway.tls.enabled is set, and this version serves plain ws:// only",
-      "zero config set gateway.tls.enabled false, and reach it through an SSH tunnel or a proxy",
     );
   }
   if (mode === "password" && !auth.password.value) {
@@ -51,22 +47,16 @@ export function refuseUnsafeStart(
   }
   if (isExposed && !isLoopback) {
     throw new StartRefusal(
-      `tailscale ${tailscale.mode.value} needs gateway.bind=loopback (current: ${host})`,
+      `tailscale ${tailscale.mode.value} needs gateway.bind=loopback (current: ${where})`,
       "zero config set gateway.bind loopback",
     );
   }
   const isOpen = mode === "none" || (mode === "token" && !auth.token.value);
   if (!isLoopback && isOpen) {
     throw new StartRefusal(
-      `refusing to bind gateway to ${host}:${port.value} without auth ` +
+      `refusing to bind gateway to ${where}:${port.value} without auth ` +
         "(set gateway.auth.token or ZERO_GATEWAY_TOKEN, or pass --token)",
       "zero config set gateway.auth.token",
-    );
-  }
-  if (isExposed && mode !== "none") {
-    throw new StartRefusal(
-      `gateway.tailscale.mode is ${tailscale.mode.value}, and this version does not set Tailscale up`,
-      `zero config set gateway.tailscale.mode off, then: tailscale serve --bg ${port.value}`,
     );
   }
   if (mode !== "none") return;

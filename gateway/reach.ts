@@ -3,8 +3,9 @@
 
 import { EXIT_FAILURE, UsageError } from "../config/command.ts";
 import { DeviceTokenFile, openDevice } from "../config/identity_store.ts";
-import { readConfig } from "../config/load.ts";
+import { ConfigError, readConfig } from "../config/load.ts";
 import type { Paths } from "../config/paths.ts";
+import { fingerprintIn } from "../config/schema.ts";
 import {
   credentialLine,
   explainTarget,
@@ -40,6 +41,12 @@ export interface CallWorld {
 export interface CallFlags {
   url?: string;
   port?: number;
+  ssh?: string;
+  "ssh-identity"?: string;
+  "ssh-accept-new"?: boolean;
+  "remote-port"?: number;
+  remote?: string;
+  "tls-fingerprint"?: string;
   token?: string;
   "token-file"?: string;
   password?: string;
@@ -87,7 +94,7 @@ export async function takeAim(
   const [reading, made, typed] = await Promise.all([
     readConfig({ path: configPath, env }),
     readMadeToken(tokenFile),
-    readFlags(flags, terminal),
+    readFlags(flags, paths, terminal),
   ]);
   const input: TargetInput = {
     flags: typed,
@@ -148,12 +155,12 @@ export async function withGateway(
 }
 
 /**
- * Connects to a target.
+ * Connects to a target. Through a tunnel, the target of the aim has its address from then on.
  *
  * @throws {TargetError} | {TunnelError} | {ClosedError} | {GatewayTimeoutError}
  */
 export async function reach(
-  { target, paths, identity }: Aim,
+  aim: Aim,
   options: {
     timeout: number;
     version: string;
@@ -162,17 +169,24 @@ export async function reach(
   },
   terminal: Terminal,
 ): Promise<Client> {
-  if (target.problem) throw target.problem;
+  const { paths, identity } = aim;
+  if (aim.target.problem) throw aim.target.problem;
   const warn = (message: string) => terminal.err(message);
-  const { url, token, password, pins, way } = target;
+  const auth = options.extra?.auth ?? await readCredential(aim.target, paths, warn);
+  const headers = await readEdgeHeaders(aim.target, paths, warn);
+  const tunnel = await openWay(aim, { ...options, signal: options.extra?.signal }, terminal);
+  const { target } = aim;
+  const { url, pins, way } = target;
   return await Client.connect({
     open: (signal) =>
       dial(url, {
         pins,
+        headers,
         signal,
         warn,
         allowInsecure: paths.env.ZERO_ALLOW_INSECURE_WS?.trim() === "1",
       }),
+    owned: tunnel,
     client: {
       id: "cli",
       mode: options.mode ?? "cli",
@@ -182,14 +196,86 @@ export async function reach(
     },
     role: "operator",
     scopes: CLI_SCOPES,
-    auth: { token, password },
+    auth,
     // Who types a secret wants to know whether that one is right.
     retriesWithDeviceToken: !isTyped(target),
     timeoutMs: options.timeout,
     identity,
-    tokens: way === undefined ? undefined : tokensOf(paths, identity, way, warn),
+    tokens: way === undefined ? undefined : tokensOf(paths, identity, waysOf(target), warn),
     ...options.extra,
   });
+}
+
+/** Opens the tunnel of a target, or finds it open. @returns what ends with the connection */
+async function openWay(
+  aim: Aim,
+  { version, signal }: { version: string; signal?: AbortSignal },
+  terminal: Terminal,
+): Promise<AsyncDisposable | undefined> {
+  const { target, paths } = aim;
+  if (!target.ssh) return undefined;
+  const { isKept, ...ssh } = target.ssh;
+  const { ensureTunnel, openTunnel } = await import("../tunnel/tunnels.ts");
+  const spec = { ...ssh, anyPort: true };
+  const options = {
+    paths,
+    version,
+    isInteractive: terminal.canAsk,
+    say: (message: string) => terminal.err(message),
+    signal,
+  };
+  const tunnel = isKept ? await ensureTunnel(spec, options) : await openTunnel(spec, options);
+  const url = new URL(target.url);
+  url.port = String(tunnel.localPort);
+  aim.target = { ...target, url: url.href.replace(/\/$/, "") };
+  return Symbol.asyncDispose in tunnel ? tunnel as AsyncDisposable : undefined;
+}
+
+/** The secrets of a target, read from where they stand. @throws {TargetError} one cannot be read */
+export async function readCredential(
+  { token, tokenSource = "", password, passwordSource = "" }: Target,
+  { env }: Pick<Paths, "env">,
+  warn: (message: string) => void,
+): Promise<{ token?: string; password?: string }> {
+  const read = (ref: Target["token"], source: string) =>
+    ref === undefined
+      ? undefined
+      : readSecret(ref, { env, name: source.replace(/^config /, ""), warn });
+  // One after the other: a program that asks for a passphrase asks alone.
+  return {
+    token: await read(token, tokenSource),
+    password: await read(password, passwordSource),
+  };
+}
+
+/** What the proxy in front of a target asks for. @throws {TargetError} one cannot be read */
+async function readEdgeHeaders(
+  { edge }: Target,
+  { env }: Pick<Paths, "env">,
+  warn: (message: string) => void,
+): Promise<Record<string, string> | undefined> {
+  if (!edge) return undefined;
+  const headers: Record<string, string> = {};
+  for (const { name, value, source } of edge) {
+    headers[name] = await readSecret(value, { env, name: source, warn });
+  }
+  return headers;
+}
+
+/** @throws {TargetError} it cannot be read */
+async function readSecret(
+  ref: NonNullable<Target["token"]>,
+  options: { env: Paths["env"]; name: string; warn(message: string): void },
+): Promise<string> {
+  if (typeof ref === "string") return ref;
+  const { readSecretSource } = await import("../config/secrets.ts");
+  try {
+    return await readSecretSource(ref, options);
+  } catch (cause) {
+    if (!(cause instanceof ConfigError)) throw cause;
+    const fix = "Mend that, or pass --token-file for this once";
+    throw new TargetError("SECRET_UNAVAILABLE", cause.message, fix);
+  }
 }
 
 /** What went wrong between a command and its gateway; undefined for what is none of that. */
@@ -200,13 +286,15 @@ export async function describeFailure(
 ): Promise<Failure | undefined> {
   if (error instanceof TargetError) {
     const { code, message, fix } = error;
-    const layer = code === "CREDENTIALS_REQUIRED" ? "auth" : "network";
+    const isAuth = code === "CREDENTIALS_REQUIRED" || code === "SECRET_UNAVAILABLE";
+    const layer = isAuth ? "auth" : "network";
     return { code, message, layer, retryable: false, fix };
   }
   if (error instanceof TunnelError) {
-    const { kind, message, fix } = error;
+    const { kind, message, fix, isTransient } = error;
     const layer = kind === "tls" ? "tls" : "network";
-    return { code: `GATEWAY_${kind.toUpperCase()}`, message, layer, retryable: false, fix };
+    const code = `GATEWAY_${kind.toUpperCase().replaceAll("-", "_")}`;
+    return { code, message, layer, retryable: isTransient, fix };
   }
   if (error instanceof GatewayTimeoutError) {
     return {
@@ -252,17 +340,23 @@ export function tellFailure(
   ];
   terminal.err(lines.join("\n"));
   if (!isJson) return;
-  const { url, urlSource, tokenSource, passwordSource } = target;
+  const { url, urlSource, tokenSource, passwordSource, ssh } = target;
   terminal.json({
     ok: false,
     error: { code, message, details, layer, retryable, fix },
-    gateway: { url, urlSource, tokenSource, passwordSource },
+    gateway: { url, urlSource, ssh: ssh?.target, tokenSource, passwordSource },
   });
 }
 
 /** Nothing that speaks WebSocket: says whether anything is there at all. */
 async function unreachable(message: string, target: Target): Promise<Failure> {
   const base = { layer: "network", retryable: true };
+  if (target.ssh) {
+    const { target: host, remotePort } = target.ssh;
+    const fix = `Start the gateway on ${host}: zero gateway`;
+    const code = "GATEWAY_UNREACHABLE";
+    return { ...base, code, message: `no gateway answers on port ${remotePort} of ${host}`, fix };
+  }
   const found = await lookAt(target.url);
   if (found === "refused") {
     return {
@@ -308,17 +402,30 @@ async function lookAt(url: string): Promise<"refused" | "taken" | "unknown"> {
   return found;
 }
 
-/** The tokens this installation has for one way to a gateway. */
+/** The ways to a gateway: it is the same one under each of the certificates it is expected to have. */
+function waysOf({ way = "", pins }: Target): [string, ...string[]] {
+  const others = way.startsWith("tls:") ? pins.map((pin) => `tls:${fingerprintIn(pin)}`) : [];
+  return [way, ...others.filter((other) => other !== way)];
+}
+
+/** The tokens this installation has for the ways to one gateway. */
 function tokensOf(
   { deviceAuthFile: file }: Paths,
   identity: Promise<Identity | undefined>,
-  way: string,
+  [way, ...otherWays]: [string, ...string[]],
   warn: (message: string) => void,
 ): DeviceTokens {
   const store = async () => {
     const device = await identity;
     return device &&
-      new DeviceTokenFile({ file, deviceId: device.deviceId, way, warn, nowMs: Date.now });
+      new DeviceTokenFile({
+        file,
+        deviceId: device.deviceId,
+        way,
+        otherWays,
+        warn,
+        nowMs: Date.now,
+      });
   };
   return {
     find: async (gatewayId, role) => await (await store())?.find(gatewayId, role),
@@ -354,15 +461,42 @@ function isUnwritable(error: unknown): boolean {
     (error as { code?: string }).code === "EROFS";
 }
 
-async function readFlags(flags: CallFlags, terminal: Terminal): Promise<TargetFlags> {
-  const { url, port, password } = flags;
-  const file = flags["token-file"];
-  if (file === undefined) return { url, port, token: flags.token, password };
-  const token = await readTokenFile(file, terminal);
-  return { url, port, password, token, tokenSource: "flag --token-file" };
+/** A file of the command line as whoever runs ssh from elsewhere can find it. */
+export async function absolute(
+  file: string | undefined,
+  { HOME: home }: Paths["env"],
+): Promise<string | undefined> {
+  if (file === undefined) return undefined;
+  const { resolvePath } = await import("../config/paths.ts");
+  return resolvePath(file, { home, cwd: Deno.cwd() });
 }
 
-async function readTokenFile(file: string, terminal: Terminal): Promise<string> {
+async function readFlags(
+  flags: CallFlags,
+  { env }: Paths,
+  terminal: Terminal,
+): Promise<TargetFlags> {
+  const { url, port, ssh, remote, token, password } = flags;
+  const file = flags["token-file"];
+  return {
+    url,
+    port,
+    ssh,
+    sshIdentity: await absolute(flags["ssh-identity"], env),
+    // Not given means as it is configured.
+    sshAcceptNew: flags["ssh-accept-new"] || undefined,
+    remotePort: flags["remote-port"],
+    remote,
+    tlsFingerprint: flags["tls-fingerprint"],
+    password,
+    ...file === undefined
+      ? { token }
+      : { token: await readTokenFile(file, terminal), tokenSource: "flag --token-file" },
+  };
+}
+
+/** A token from a file, or with `-` from standard input. @throws {UsageError} there is none */
+export async function readTokenFile(file: string, terminal: Terminal): Promise<string> {
   let text: string;
   try {
     text = file === "-" ? await terminal.readStdin() : await Deno.readTextFile(file);
@@ -385,22 +519,29 @@ async function readMadeToken(file: string): Promise<TargetInput["made"]> {
   }
 }
 
-async function localFingerprint(
+/** What the gateway of this machine shows: now, after a rotation, and until it has noticed one. */
+export async function localFingerprint(
   tls: { enabled?: boolean; certPath?: string } | undefined,
   { stateDir, env }: Paths,
-): Promise<string | undefined> {
-  if (!tls?.enabled) return undefined;
+): Promise<string[]> {
+  if (!tls?.enabled) return [];
   const { resolvePath } = await import("../config/paths.ts");
   const { fingerprintOf } = await import("../tunnel/pin.ts");
-  const file = resolvePath(tls.certPath ?? `${stateDir}/gateway/tls/gateway-cert.pem`, {
-    home: env.HOME,
-  });
-  try {
-    return await fingerprintOf(await Deno.readTextFile(file));
-  } catch {
-    // Not made yet: without a pin the certificate must be one that authorities signed.
-    return undefined;
-  }
+  const directory = `${stateDir}/gateway/tls`;
+  const files = [
+    tls.certPath ? resolvePath(tls.certPath, { home: env.HOME }) : `${directory}/gateway-cert.pem`,
+    `${directory}/next-cert.pem`,
+    `${directory}/previous-cert.pem`,
+  ];
+  const found = await Promise.all(files.map(async (file) => {
+    try {
+      return await fingerprintOf(await Deno.readTextFile(file));
+    } catch {
+      // Not made yet. Without any pin the certificate must be one that authorities signed.
+      return undefined;
+    }
+  }));
+  return found.filter((one) => one !== undefined);
 }
 
 /** The first tailnet IPv4 of this machine: 100.64.0.0/10. */

@@ -6,11 +6,11 @@ import { formatLogLine, type OpenLog, openLog } from "../config/log.ts";
 import type { Paths } from "../config/paths.ts";
 import { type GatewayFlags, gatewaySettings } from "../config/settings.ts";
 import type { Terminal } from "../config/terminal.ts";
-import { type Interfaces, readInterfaces } from "./bind.ts";
+import { readInterfaces } from "./bind.ts";
 import { readFileLimit } from "./file_limit.ts";
 import { InstanceLock, readLock } from "./lock.ts";
 import { refuseForeignState } from "./permissions.ts";
-import { findPortHolder } from "./port_holder.ts";
+import { findPortHolder } from "../tunnel/port_holder.ts";
 import { StartRefusal } from "./preflight.ts";
 import { type Farewell, type RunningGateway, startGateway } from "./start.ts";
 
@@ -82,7 +82,6 @@ class Process {
   readonly #lock: InstanceLock;
   readonly #log: OpenLog;
   readonly #logFile: string;
-  readonly #interfaces: Interfaces = readInterfaces();
   readonly #maxFiles = readFileLimit();
   #wish = Promise.withResolvers<Wish>();
   #isStopping = false;
@@ -147,7 +146,8 @@ class Process {
       reading,
       log: this.#log,
       logFile: this.#logFile,
-      interfaces: this.#interfaces,
+      // Again at each start: addresses come and go.
+      interfaces: readInterfaces(),
       maxFiles: this.#maxFiles,
       adopted: ({ config }) => {
         const { logging } = gatewaySettings({ flags, env: paths.env, config });
@@ -161,19 +161,18 @@ class Process {
   /** Turns a port that is taken into who has taken it. */
   async #explain(error: Error, reading: ConfigReading, flags: GatewayFlags): Promise<Error> {
     if ((error as { code?: string }).code !== "EADDRINUSE") return error;
-    const { port } = gatewaySettings({
-      flags,
-      env: this.#options.paths.env,
-      config: reading.config,
-    });
+    const { paths } = this.#options;
+    const { port, tls } = gatewaySettings({ flags, env: paths.env, config: reading.config });
     const host = "127.0.0.1";
-    const { isGateway, pid, program } = await findPortHolder(host, port.value);
+    const pins = await ownPins(reading, paths);
+    const { isGateway, pid, program } = await findPortHolder(host, port.value, { pins });
+    const url = urlOf(host, port.value, tls.enabled.value);
     const who = [program, pid && `pid ${pid}`].filter(Boolean).join(", ");
     const named = who && ` (${who})`;
     const other = `start this one elsewhere: zero gateway --port ${port.value + 20}`;
     return isGateway
       ? new StartRefusal(
-        `another gateway instance is already listening on ws://${host}:${port.value}${named}`,
+        `another gateway instance is already listening on ${url}${named}`,
         `Use that one (zero gateway status --port ${port.value}), or ${other}`,
       )
       : new StartRefusal(
@@ -199,7 +198,8 @@ class Process {
 
   #announce(gateway: RunningGateway, reading: ConfigReading, isRestart: boolean, ms: number) {
     const { paths, version, terminal } = this.#options;
-    const url = urlOf(gateway.hosts[0], gateway.port);
+    const hasTls = gateway.settings.tls.enabled.value;
+    const url = urlOf(gateway.hosts[0], gateway.port, hasTls);
     this.#lock.note({ pid: Deno.pid, url, startedAtMs: Date.now() });
     this.#log.info(isRestart ? "gateway restarted" : "gateway started", {
       url,
@@ -210,7 +210,8 @@ class Process {
     for (const warning of gateway.warnings) this.#log.warn(warning);
     const { bold, dim, green } = terminal.style;
     const rows = [
-      ["listening", gateway.hosts.map((host) => urlOf(host, gateway.port)).join("  ")],
+      ["listening", gateway.hosts.map((host) => urlOf(host, gateway.port, hasTls)).join("  ")],
+      ...gateway.fingerprint ? [["pin", `sha256:${gateway.fingerprint}`]] : [],
       ["auth", describeAuth(gateway, paths)],
       ["config", reading.exists ? paths.configPath : `${paths.configPath} (none yet)`],
       ["log", this.#logFile],
@@ -242,8 +243,13 @@ class Process {
   }
 }
 
-function urlOf(host: string, port: number): string {
-  return `ws://${host.includes(":") ? `[${host}]` : host}:${port}`;
+async function ownPins({ config }: ConfigReading, paths: Paths): Promise<string[]> {
+  const { localFingerprint } = await import("./reach.ts");
+  return await localFingerprint(config.gateway?.tls, paths);
+}
+
+function urlOf(host: string, port: number, hasTls: boolean): string {
+  return `${hasTls ? "wss" : "ws"}://${host.includes(":") ? `[${host}]` : host}:${port}`;
 }
 
 function describeAuth({ settings: { auth } }: RunningGateway, { tokenFile }: Paths): string {
@@ -282,12 +288,10 @@ function refusalOf(error: unknown, { configPath, stateDir }: Paths): StartRefusa
 
 /** `--force`: asks the gateway in the way to stop, then makes it. */
 async function stopHolder({ paths, flags, terminal }: RunOptions) {
-  const { port } = gatewaySettings({
-    flags,
-    env: paths.env,
-    config: (await readConfig({ path: paths.configPath, env: paths.env })).config,
-  });
-  const holder = await findPortHolder("127.0.0.1", port.value);
+  const reading = await readConfig({ path: paths.configPath, env: paths.env });
+  const { port } = gatewaySettings({ flags, env: paths.env, config: reading.config });
+  const pins = await ownPins(reading, paths);
+  const holder = await findPortHolder("127.0.0.1", port.value, { pins });
   const pid = holder.isGateway ? holder.pid ?? readLock(paths.lockFile)?.pid : undefined;
   if (pid === undefined || pid === Deno.pid) return;
   terminal.err(`Stopping the gateway in the way (pid ${pid})`);

@@ -4,6 +4,13 @@
 import type { ConfigReading } from "../config/load.ts";
 import type { Env, Paths } from "../config/paths.ts";
 import { type GatewaySettings, gatewaySettings } from "../config/settings.ts";
+import {
+  certificateFiles,
+  type CertificateInfo,
+  describeCertificate,
+  expiryTrouble,
+  loadCertificate,
+} from "./tls_certificate.ts";
 
 export type Level = "info" | "warn" | "critical";
 export const LEVELS: readonly Level[] = ["info", "warn", "critical"];
@@ -37,6 +44,8 @@ export interface Facts {
   files: FileFact[];
   /** Unit files of this machine that speak of ZERO. */
   units: { path: string; text: string }[];
+  /** What the gateway serves, or why it could not; absent without TLS. */
+  certificate?: { path: string; info?: CertificateInfo; problem?: string };
   nowMs: number;
 }
 
@@ -50,6 +59,7 @@ const SECRET_VARIABLE = /ZERO_GATEWAY_(?:TOKEN|PASSWORD)(?:\s*=\s*\S|<\/key>\s*<
 export function judge(facts: Facts): Finding[] {
   const found = [
     ...judgeExposure(facts),
+    ...judgeCertificate(facts),
     ...judgeAuth(facts),
     ...judgeProxies(facts),
     ...judgeBreakGlass(facts),
@@ -67,7 +77,7 @@ function* judgeExposure({ settings }: Facts): Generator<Finding> {
       level: "warn",
       title: "Others on the network can read what is sent",
       detail: `gateway.bind is ${bind}, and the port speaks plain ws://`,
-      fix: "zero config set gateway.bind loopback, and reach it through an SSH tunnel",
+      fix: "zero config set gateway.tls.enabled true, or gateway.bind loopback and an SSH tunnel",
     };
   }
   if (settings.tailscale.mode.value === "funnel") {
@@ -79,6 +89,31 @@ function* judgeExposure({ settings }: Facts): Generator<Finding> {
       fix: "zero config set gateway.tailscale.mode serve",
     };
   }
+}
+
+function* judgeCertificate({ certificate, settings, nowMs }: Facts): Generator<Finding> {
+  if (!certificate) return;
+  const { path, info, problem } = certificate;
+  if (problem !== undefined) {
+    yield {
+      id: "tls.unusable",
+      level: "critical",
+      title: "The TLS certificate cannot be served",
+      detail: problem,
+      fix: "zero gateway cert show",
+    };
+  }
+  const isOwn = settings.tls.certPath.value !== undefined;
+  const trouble = info && expiryTrouble(info, { isOwn, cert: path }, nowMs);
+  if (!trouble) return;
+  const isOver = info.notAfterMs <= nowMs;
+  yield {
+    id: isOver ? "tls.expired" : "tls.expires",
+    level: isOver ? "critical" : "warn",
+    title: trouble.message,
+    detail: path,
+    fix: trouble.fix,
+  };
 }
 
 function* judgeAuth({ settings: { auth } }: Facts): Generator<Finding> {
@@ -253,7 +288,13 @@ export async function gatherFacts(
 ): Promise<Facts> {
   const { stateDir, configPath, env } = paths;
   const settings = gatewaySettings({ env, config: reading.config });
-  const files = [...await walk(stateDir), ...await factOf(configPath)];
+  const { keyPath } = settings.tls;
+  const files = [
+    ...await walk(stateDir),
+    ...await factOf(configPath),
+    ...keyPath.value ? await factOf(keyPath.value) : [],
+  ];
+  const certificate = await readCertificate(settings, stateDir);
   return {
     reading,
     settings,
@@ -263,8 +304,24 @@ export async function gatherFacts(
       "/etc/systemd/system",
       ...(home ? [`${home}/.config/systemd/user`, `${home}/Library/LaunchAgents`] : []),
     ]),
+    ...certificate && { certificate },
     nowMs: Date.now(),
   };
+}
+
+async function readCertificate(
+  { tls }: GatewaySettings,
+  stateDir: string,
+): Promise<Facts["certificate"]> {
+  if (!tls.enabled.value) return undefined;
+  const files = certificateFiles(tls, stateDir);
+  try {
+    const pair = await loadCertificate(files);
+    // Without one the gateway makes it at its next start.
+    return { path: files.cert, ...pair && { info: describeCertificate(pair.cert) } };
+  } catch (error) {
+    return { path: files.cert, problem: (error as Error).message };
+  }
 }
 
 /** A state directory holds some dozens of files; a wrong one may hold anything. */

@@ -17,10 +17,14 @@ import {
   type Interfaces,
   listenHosts,
   primaryAddress,
+  readInterfaces,
   tailnetAddresses,
+  TailnetFollower,
 } from "./bind.ts";
 import { Connections } from "./connections.ts";
+import { Degradations } from "./degraded.ts";
 import { type DeviceClaim, DeviceStore } from "./devices.ts";
+import { announcementOf, Announcer } from "./discovery.ts";
 import { Coalescer, EventHub } from "./events.ts";
 import type { Call, Gateway } from "./gateway.ts";
 import { HealthMonitor } from "./health.ts";
@@ -30,15 +34,31 @@ import { LegacyNodes } from "./legacy_nodes.ts";
 import { LoginLimiter } from "./limiter.ts";
 import { listen } from "./listen.ts";
 import { METHODS } from "./methods/mod.ts";
+import { clearQueued } from "./methods/node_queue.ts";
 import { Collector } from "./memory.ts";
 import { AddressSet } from "./network.ts";
+import { NodeQueue } from "./node_queue.ts";
 import { NodeRegistry } from "./nodes.ts";
 import { refuseUnsafeStart } from "./preflight.ts";
 import { Presence } from "./presence.ts";
 import { ConfigWatcher } from "./reload.ts";
 import { ownToken } from "./secret.ts";
+import { Audience } from "./agent/audience.ts";
+import { COMMANDS } from "./agent/builtin.ts";
+import { gatewayCall, gatewayTools } from "./agent/gateway_tools.ts";
+import { Models } from "./agent/models.ts";
+import { Channels } from "./channels/channels.ts";
+import { Contacts } from "./channels/contacts.ts";
+import { Outbox } from "./channels/outbox.ts";
+import { ChannelSetup } from "./channels/setup.ts";
+import { type ModelSource, Runs } from "./agent/runs.ts";
+import { IdempotencyCache } from "./idempotency.ts";
+import { Sessions } from "./sessions.ts";
+import { SessionWatchers } from "./sessions_events.ts";
 import { Store } from "./store.ts";
 import { SystemEvents } from "./system_events.ts";
+import type { ServedCertificate } from "./tls.ts";
+import { TailscaleRoute } from "./tailscale.ts";
 import { VoiceWake } from "./voicewake.ts";
 
 export interface StartOptions {
@@ -57,6 +77,10 @@ export interface StartOptions {
   maxFiles?: Promise<number | undefined>;
   /** How children are started; tests hand in a scripted one. */
   runner?: ProcessRunner;
+  /** Which models answer, in place of the configured ones; tests hand in scripted ones. */
+  models?: ModelSource;
+  /** How often a silent peer is pinged, for tests; one that stays silent until the next is dropped. */
+  pingIntervalMs?: number;
   /** Check every result against its shape. */
   checkResults?: boolean;
 }
@@ -71,6 +95,8 @@ export interface RunningGateway extends AsyncDisposable {
   /** The addresses it listens on, the main one first. */
   readonly hosts: string[];
   readonly settings: GatewaySettings;
+  /** SHA-256 of the certificate it serves; undefined: none, the port is a plain one. */
+  readonly fingerprint?: string;
   /** The configuration as it is now; it may have been reloaded. */
   readonly reading: ConfigReading;
   /** What works less well than configured, one sentence each. */
@@ -89,7 +115,7 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
   const { version, paths, flags, reading, log, interfaces } = options;
   const env = paths.env;
   const settings = gatewaySettings({ flags, env, config: reading.config });
-  const { host, warning } = bindHost(settings, interfaces);
+  const { host } = bindHost(settings, interfaces);
   refuseUnsafeStart(reading.config, settings, host);
 
   await using parts = new AsyncDisposableStack();
@@ -127,7 +153,16 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
         }),
     }),
   );
-  const nodes = parts.use(new NodeRegistry());
+  const nodes = parts.use(new NodeRegistry((nodeId) => nodeQueue.flush(nodeId)));
+  const nodeQueue = parts.use(
+    new NodeQueue({
+      store,
+      nodes,
+      log: log.child("queue"),
+      clear: (queued) => clearQueued(queued, gateway),
+      changed: (entry) => events.publish("node.queue.changed", entry),
+    }),
+  );
   const systemEvents = new SystemEvents(store);
   const heartbeats = { areEnabled: true };
   const preflight = (next: ConfigReading) => {
@@ -144,10 +179,65 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
         return { mode: reload.mode.value, debounceMs: reload.debounceMs.value };
       },
       preflight,
-      adopted: options.adopted,
+      adopted: (next) => {
+        options.adopted?.(next);
+        void channels.refresh();
+      },
       restart: options.restart,
     }),
   );
+  const sessionWatchers = new SessionWatchers();
+  const sessions = new Sessions(store, config, sessionWatchers);
+  const models = new Models({ config, env, log: log.child("models") });
+  const audience = new Audience(events);
+  const callGateway = gatewayCall(() => gateway);
+  const contacts = new Contacts(store);
+  const outbox = parts.use(
+    new Outbox({
+      store,
+      log: log.child("outbox"),
+      sender: (channel, accountId) => channels.sender(channel, accountId),
+    }),
+  );
+  const runs: Runs = parts.use(
+    new Runs({
+      store,
+      sessions,
+      config,
+      systemEvents,
+      audience,
+      models: options.models ?? models,
+      tools: gatewayTools({
+        call: callGateway,
+        config,
+        sessions,
+        runs: () => runs,
+        knows: (name) => METHODS.some((one) => one.name === name),
+      }),
+      commands: COMMANDS,
+      callGateway,
+      replies: () => outbox,
+      version,
+      log: log.child("agent"),
+    }),
+  );
+  const channels: Channels = parts.use(
+    new Channels({
+      store,
+      config,
+      env,
+      log,
+      sessions,
+      contacts,
+      outbox,
+      runs: () => runs,
+      onChange: () => healthNews.schedule(),
+    }),
+  );
+  const channelSetup = new ChannelSetup({
+    paths,
+    adopt: (next, reason) => config.adopt(next, reason, 0),
+  });
   const startedAtMs = Date.now();
   const dispatcher = new Dispatcher<Call>(METHODS, {
     checkResults: options.checkResults,
@@ -164,12 +254,20 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
     version,
     platform: Deno.build.os,
   });
-  const health = new HealthMonitor({
+  let tls: ServedCertificate | undefined;
+  const degraded = new Degradations(log, () => {
+    health.refresh();
+    healthNews.schedule();
+  });
+  const health: HealthMonitor = new HealthMonitor({
     version,
     config,
-    sessionsPath: store.path,
+    sessions,
     heartbeats,
     systemEvents,
+    degraded,
+    channels: () => channels.status(),
+    tls: () => tls?.health,
   });
   health.refresh();
   const hello = new Hello({
@@ -216,6 +314,8 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
     onPairing: (news) => announce(news, events, audit),
   };
   let isReady = false;
+  let ownAddresses = [...tailnetAddresses(interfaces), host];
+  let tailscale: TailscaleRoute | undefined;
   const gateway: Gateway = {
     version,
     id: store.meta("gatewayId", () => crypto.randomUUID()),
@@ -228,14 +328,18 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
     surroundings: {
       trustedProxies: new AddressSet(settings.trustedProxies.value),
       // Bound to one address, this machine reaches itself from that address.
-      ownAddresses: [...tailnetAddresses(interfaces), host],
+      get ownAddresses() {
+        return ownAddresses;
+      },
     },
     names: {
       bindHost: host,
       allowedHosts: settings.allowedHosts.value,
       allowedOrigins: settings.allowedOrigins.value,
       hostname: interfaces.hostname,
-      tailnetName: env.ZERO_TAILNET_DNS,
+      get tailnetName() {
+        return env.ZERO_TAILNET_DNS ?? tailscale?.name;
+      },
     },
     admission,
     devices,
@@ -243,15 +347,26 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
     audit,
     approvals,
     nodes,
+    nodeQueue,
     legacyNodes: new LegacyNodes(store),
     events,
-    connections: new Connections(events, log.child("ws")),
+    connections: new Connections(events, log.child("ws"), options.pingIntervalMs),
     presence,
     presenceNews,
     health,
     healthNews,
     hello,
     systemEvents,
+    sessions,
+    models,
+    runs,
+    contacts,
+    outbox,
+    channels,
+    channelSetup,
+    audience,
+    idempotency: new IdempotencyCache(),
+    sessionWatchers,
     voicewake: await VoiceWake.open(paths.voicewakeFile),
     heartbeats,
     dispatcher,
@@ -264,18 +379,89 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
   };
   options.maxFiles?.then((count) => count && gateway.connections.limitTo(count));
   parts.defer(() => gateway.connections.closeAll(1012, "service restart", 0));
-  const listener = parts.use(await listen(gateway, listenHosts(host), settings.port.value));
+  const hosts = listenHosts(settings.bind.value, host);
+  const { tls: tlsSettings } = settings;
+  if (tlsSettings.enabled.value) {
+    const { ServedCertificate } = await import("./tls.ts");
+    const { certificateFiles, ownNames } = await import("./tls_certificate.ts");
+    tls = parts.use(
+      await ServedCertificate.open({
+        settings: tlsSettings,
+        files: certificateFiles(tlsSettings, paths.stateDir),
+        names: ownNames(interfaces, {
+          tailnetName: env.ZERO_TAILNET_DNS,
+          allowedHosts: settings.allowedHosts.value,
+        }),
+        log: log.child("tls"),
+        report: (trouble) => degraded.report("tls", trouble),
+        changed: () => {
+          health.refresh();
+          healthNews.schedule();
+        },
+      }),
+    );
+    health.refresh();
+  }
+  const listener = parts.use(await listen(gateway, hosts, settings.port.value, tls));
+  const { port } = listener;
+  if (settings.bind.value === "tailnet") {
+    const follower = parts.use(
+      new TailnetFollower({
+        listener,
+        read: readInterfaces,
+        log,
+        report: (trouble) => degraded.report("bind", trouble),
+        saw: (now) => ownAddresses = tailnetAddresses(now),
+      }),
+    );
+    await follower.start();
+  }
+  tailscale = parts.use(
+    new TailscaleRoute({
+      runner: options.runner ?? systemRunner,
+      mode: settings.tailscale.mode.value,
+      port,
+      hasTls: settings.tls.enabled.value,
+      resetOnExit: settings.tailscale.resetOnExit.value,
+      stateFile: `${paths.stateDir}/tailscale.json`,
+      log,
+      report: (trouble) => degraded.report("tailscale", trouble),
+    }),
+  );
+  const { hostname } = interfaces;
+  const announcer = parts.use(
+    new Announcer(
+      announcementOf({
+        settings,
+        env,
+        host: listener.hosts[0],
+        port,
+        hostname,
+        fingerprint: tls?.health.fingerprint,
+      }),
+      (trouble) => degraded.report("discovery", trouble),
+    ),
+  );
+  // Neither holds up the start: whatever is in their way, the gateway is there.
+  tailscale.start();
+  announcer.start();
+  runs.recover();
+  outbox.start();
+  void channels.refresh();
   isReady = true;
 
   const owned = parts.move();
   return {
-    port: listener.port,
+    port,
     hosts: listener.hosts,
     settings,
+    get fingerprint() {
+      return tls?.health.fingerprint;
+    },
     get reading() {
       return config.reading;
     },
-    warnings: [...settings.warnings, ...reading.warnings, ...(warning ? [warning] : [])],
+    warnings: [...settings.warnings, ...reading.warnings],
     async farewell(farewell, graceMs) {
       isReady = false;
       events.publish("shutdown", farewell);

@@ -70,12 +70,133 @@ const MIGRATIONS = [
      hash TEXT NOT NULL,
      approved_at_ms INTEGER NOT NULL
    ) STRICT;
+   CREATE TABLE node_queue (
+     entry_id INTEGER PRIMARY KEY,
+     queue_id TEXT NOT NULL UNIQUE,
+     node_id TEXT NOT NULL,
+     role TEXT NOT NULL,
+     command TEXT NOT NULL,
+     params TEXT,
+     timeout_ms INTEGER NOT NULL,
+     idempotency_key TEXT NOT NULL,
+     caller TEXT NOT NULL,
+     caller_device TEXT,
+     queued_by TEXT NOT NULL,
+     state TEXT NOT NULL,
+     delivery TEXT NOT NULL,
+     error TEXT, answer TEXT,
+     created_at_ms INTEGER NOT NULL,
+     expires_at_ms INTEGER NOT NULL,
+     sent_at_ms INTEGER, ended_at_ms INTEGER,
+     UNIQUE (caller, idempotency_key),
+     FOREIGN KEY (node_id, role) REFERENCES device_roles ON DELETE CASCADE
+   ) STRICT;
+   CREATE INDEX node_queue_of ON node_queue (node_id, state);
+   CREATE TABLE runs (
+     run_row INTEGER PRIMARY KEY,
+     run_id TEXT NOT NULL UNIQUE,
+     session_key TEXT NOT NULL,
+     request TEXT NOT NULL,
+     state TEXT NOT NULL,
+     attempts INTEGER NOT NULL,
+     has_used_tools INTEGER NOT NULL,
+     accepted_at_ms INTEGER NOT NULL,
+     ended_at_ms INTEGER, outcome TEXT
+   ) STRICT;
+   CREATE INDEX runs_by_end ON runs (ended_at_ms);
+   CREATE INDEX runs_by_state ON runs (state);
+   CREATE TABLE inbox (
+     channel TEXT NOT NULL,
+     account_id TEXT NOT NULL,
+     inbound_id TEXT NOT NULL,
+     accepted_at_ms INTEGER NOT NULL,
+     PRIMARY KEY (channel, account_id, inbound_id)
+   ) STRICT, WITHOUT ROWID;
+   CREATE INDEX inbox_by_age ON inbox (accepted_at_ms);
+   CREATE TABLE channel_offsets (
+     channel TEXT NOT NULL,
+     account_id TEXT NOT NULL,
+     position TEXT NOT NULL,
+     PRIMARY KEY (channel, account_id)
+   ) STRICT, WITHOUT ROWID;
+   CREATE TABLE channel_contacts (
+     channel TEXT NOT NULL,
+     account_id TEXT NOT NULL,
+     sender_id TEXT NOT NULL,
+     name TEXT NOT NULL,
+     code TEXT,
+     asked_at_ms INTEGER NOT NULL,
+     told_at_ms INTEGER,
+     approved_at_ms INTEGER, approved_by TEXT,
+     PRIMARY KEY (channel, account_id, sender_id)
+   ) STRICT, WITHOUT ROWID;
+   CREATE TABLE outbox (
+     id INTEGER PRIMARY KEY,
+     key TEXT NOT NULL UNIQUE,
+     chat TEXT NOT NULL,
+     address TEXT NOT NULL,
+     message TEXT NOT NULL,
+     state TEXT NOT NULL,
+     attempts INTEGER NOT NULL,
+     parts_sent INTEGER NOT NULL,
+     next_at_ms INTEGER NOT NULL,
+     created_at_ms INTEGER NOT NULL,
+     done_at_ms INTEGER, result TEXT, error TEXT
+   ) STRICT;
+   CREATE INDEX outbox_by_state ON outbox (state, chat);
    CREATE TABLE system_events (
      event_id INTEGER PRIMARY KEY,
      session_key TEXT NOT NULL,
      text TEXT NOT NULL,
      ts INTEGER NOT NULL
-   ) STRICT;`,
+   ) STRICT;
+   CREATE TABLE transcripts (
+     transcript_id INTEGER PRIMARY KEY,
+     session_id TEXT NOT NULL UNIQUE,
+     session_key TEXT NOT NULL,
+     created_at_ms INTEGER NOT NULL,
+     archived_at_ms INTEGER, archived_as TEXT
+   ) STRICT;
+   CREATE TABLE messages (
+     message_row INTEGER PRIMARY KEY,
+     transcript_id INTEGER NOT NULL REFERENCES transcripts,
+     seq INTEGER NOT NULL,
+     bytes INTEGER NOT NULL,
+     message TEXT NOT NULL,
+     UNIQUE (transcript_id, seq)
+   ) STRICT;
+   CREATE VIRTUAL TABLE message_text USING fts5(text, content='');
+   CREATE TABLE sessions (
+     session_key TEXT PRIMARY KEY,
+     agent_id TEXT NOT NULL,
+     session_id TEXT NOT NULL UNIQUE,
+     transcript_id INTEGER NOT NULL UNIQUE REFERENCES transcripts,
+     label TEXT UNIQUE,
+     spawned_by TEXT,
+     facts TEXT NOT NULL,
+     names TEXT NOT NULL,
+     created_at_ms INTEGER NOT NULL,
+     updated_at_ms INTEGER NOT NULL,
+     input_tokens INTEGER NOT NULL DEFAULT 0,
+     output_tokens INTEGER NOT NULL DEFAULT 0,
+     total_tokens INTEGER NOT NULL DEFAULT 0,
+     context_tokens INTEGER,
+     first_seq INTEGER NOT NULL DEFAULT 1,
+     last_seq INTEGER NOT NULL DEFAULT 0,
+     first_text TEXT, last_text TEXT
+   ) STRICT;
+   CREATE INDEX sessions_by_age ON sessions (updated_at_ms);
+   CREATE INDEX sessions_of_agent ON sessions (agent_id, updated_at_ms);
+   CREATE INDEX sessions_of_parent ON sessions (spawned_by, updated_at_ms);
+   CREATE TABLE session_usage (
+     day TEXT NOT NULL,
+     session_key TEXT NOT NULL,
+     model TEXT NOT NULL,
+     input_tokens INTEGER NOT NULL,
+     output_tokens INTEGER NOT NULL,
+     turns INTEGER NOT NULL,
+     PRIMARY KEY (day, session_key, model)
+   ) STRICT, WITHOUT ROWID;`,
 ];
 
 /** A file of up to this size is looked through at every start, which takes 1 ms a megabyte. */
@@ -85,6 +206,7 @@ export class Store {
   readonly path: string;
   readonly #db: DatabaseSync;
   #isChanging = false;
+  #afterCommit: (() => void)[] = [];
   readonly #onSkipped: (error: Error) => void;
 
   private constructor(path: string, db: DatabaseSync, onSkipped: (error: Error) => void) {
@@ -128,11 +250,12 @@ export class Store {
     if (this.#isChanging) return work();
     this.#db.exec("BEGIN IMMEDIATE");
     this.#isChanging = true;
+    let result: T;
     try {
-      const result = work();
+      result = work();
       this.#db.exec("COMMIT");
-      return result;
     } catch (error) {
+      this.#afterCommit = [];
       try {
         this.#db.exec("ROLLBACK");
       } catch {
@@ -142,6 +265,19 @@ export class Store {
     } finally {
       this.#isChanging = false;
     }
+    const waiting = this.#afterCommit;
+    this.#afterCommit = [];
+    for (const tell of waiting) tell();
+    return result;
+  }
+
+  /**
+   * Runs `tell` once the change around it is durable, never if it is undone; at once where there is
+   * none. It must not throw.
+   */
+  afterCommit(tell: () => void) {
+    if (this.#isChanging) this.#afterCommit.push(tell);
+    else tell();
   }
 
   /**

@@ -10,6 +10,8 @@ export class SystemEvents {
   readonly #add;
   readonly #trim;
   readonly #list;
+  readonly #last;
+  readonly #clear;
 
   constructor(store: Store, now: () => number = Date.now) {
     this.#now = now;
@@ -20,6 +22,12 @@ export class SystemEvents {
     );
     this.#list = store.prepare(
       "SELECT text FROM system_events WHERE session_key = ? ORDER BY event_id",
+    );
+    this.#last = store.prepare(
+      "SELECT max(event_id) AS event_id FROM system_events WHERE session_key = ?",
+    );
+    this.#clear = store.prepare(
+      "DELETE FROM system_events WHERE session_key = ? AND event_id <= ?",
     );
   }
 
@@ -32,5 +40,16 @@ export class SystemEvents {
   /** Oldest first. */
   queued(sessionKey: string): string[] {
     return this.#list.all(sessionKey).map((row) => String(row.text));
+  }
+
+  /** What a turn of the session is told, and up to where that is. */
+  pending(sessionKey: string): { events: string[]; upTo: number } {
+    const upTo = Number(this.#last.get(sessionKey)?.event_id ?? 0);
+    return { events: upTo === 0 ? [] : this.queued(sessionKey), upTo };
+  }
+
+  /** Forgets what a turn was told. */
+  clear(sessionKey: string, upTo: number) {
+    this.#clear.run(sessionKey, upTo);
   }
 }

@@ -66,6 +66,8 @@ export interface HelloOk {
 export interface ConnectOptions {
   /** Returns a socket none of whose events has been delivered yet. */
   open(signal: AbortSignal): Socket | Promise<Socket>;
+  /** What the connection runs through: disposed when the client has ended, or never came to be. */
+  owned?: AsyncDisposable;
   client: ClientInfo;
   /** Awaited once the gateway has asked for proof. */
   identity?: Identity | Promise<Identity | undefined>;
@@ -261,6 +263,7 @@ export class Client implements AsyncDisposable {
     this.#run(started.resolve).then(async (error) => {
       // A token that could not be kept costs the next client a new one, and this one nothing.
       await this.#kept.catch(() => {});
+      await this.#options.owned?.[Symbol.asyncDispose]();
       this.#last = error;
       started.reject(error);
       this.#end.resolve(error);

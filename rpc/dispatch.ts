@@ -2,14 +2,29 @@
 // only place where an exception becomes a wire error.
 
 import { JSON_RPC, RpcError } from "./error.ts";
-import type { CallContext, Method, Requester } from "./method.ts";
+import {
+  type Answer,
+  type CallContext,
+  type Method,
+  type Requester,
+  TwoAnswers,
+} from "./method.ts";
 import { hasScope, type Scope } from "./scope.ts";
 import { explain, pointer, type Problem, problems } from "./shape.ts";
 
-/** `refused` marks calls that were not let through to a method at all (D16). */
+/**
+ * `refused` marks calls that were not let through to a method at all (D16); `final` is the second
+ * answer of a method that gives two, and never rejects.
+ */
 export type Outcome =
-  | { ok: true; payload: unknown }
-  | { ok: false; error: RpcError; refused: boolean };
+  | { ok: true; payload: unknown; final?: Promise<Outcome> }
+  | { ok: false; error: RpcError; payload?: unknown; refused: boolean };
+
+/** The last answer of a call, for those who take only one. */
+export async function lastOutcome(outcome: Outcome | Promise<Outcome>): Promise<Outcome> {
+  const first = await outcome;
+  return first.ok && first.final ? await first.final : first;
+}
 
 export interface DispatchOptions {
   /** Called with every fault; returns the id under which it was logged. */
@@ -95,7 +110,18 @@ export class Dispatcher<Call extends CallContext> {
     if (found.length > 0) throw invalidParams(name, found, method.badParams);
   }
 
-  #succeed(method: Method<Call>, payload: unknown): Outcome {
+  #succeed(method: Method<Call>, result: unknown): Outcome {
+    if (!(result instanceof TwoAnswers)) return this.#check(method, result);
+    const first = this.#check(method, result.first);
+    if (!first.ok) return first;
+    return { ...first, final: result.final.then((answer) => this.#finish(method, answer)) };
+  }
+
+  #finish(method: Method<Call>, answer: Answer): Outcome {
+    return answer.ok ? this.#check(method, answer.payload) : { ...answer, refused: false };
+  }
+
+  #check(method: Method<Call>, payload: unknown): Outcome {
     if (this.#options.checkResults) {
       // What the other end reads is the JSON, in which undefined members are absent.
       const found = problems(JSON.parse(JSON.stringify(payload ?? null)), method.result);

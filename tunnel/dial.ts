@@ -1,8 +1,9 @@
 // Opens the WebSocket to a gateway: which endpoints may be dialled without encryption (protocol.md
 // D9), and a certificate that is compared with a pin before a byte of HTTP is sent (§11.2).
 
+import { normalizedFingerprint } from "../config/schema.ts";
 import { TunnelError } from "./error.ts";
-import { checkPin, type Fingerprint, readPins } from "./pin.ts";
+import { checkPin, type Fingerprint, type Pin, readPins } from "./pin.ts";
 
 /** What a caller does with an open connection; `WebSocket` and that of `ws` are such. */
 export interface DialledSocket {
@@ -16,7 +17,9 @@ export interface DialledSocket {
 
 export interface DialOptions {
   /** Fingerprints one of which the certificate must have; the authorities then do not matter. */
-  pins?: readonly string[];
+  pins?: readonly Pin[];
+  /** Sent with the upgrade, for a proxy in front of the gateway; never without encryption. */
+  headers?: Readonly<Record<string, string>>;
   /** `ZERO_ALLOW_INSECURE_WS=1`: dial plain text to anywhere, with a warning. */
   allowInsecure?: boolean;
   warn?(message: string): void;
@@ -33,7 +36,18 @@ export async function dial(url: string, options: DialOptions = {}): Promise<Dial
   const target = readUrl(url);
   const pins = readPins(options.pins ?? []);
   if (target.protocol === "wss:") {
-    return pins.length > 0 ? await dialPinned(target, pins, options) : new WebSocket(target);
+    const { headers } = options;
+    // A redirect is not followed: no header goes anywhere else.
+    return pins.length > 0
+      ? await dialPinned(target, pins, options)
+      : new WebSocket(target, headers && { headers: { ...headers } });
+  }
+  if (options.headers && Object.keys(options.headers).length > 0) {
+    throw new TunnelError(
+      "address",
+      `Cannot dial ${target.origin}: headers for a proxy are not sent over ws://`,
+      "Use a wss:// address",
+    );
   }
   if (pins.length > 0) {
     throw new TunnelError(
@@ -113,14 +127,45 @@ function readUrl(url: string): URL {
 /** TLS first, compared, and only then the upgrade request on the same connection. */
 async function dialPinned(
   target: URL,
-  pins: readonly Fingerprint[],
-  { signal }: DialOptions,
+  pins: readonly Pin[],
+  { signal, headers }: DialOptions,
 ): Promise<DialledSocket> {
-  const [tls, { WebSocket: PinnedWebSocket }] = await Promise.all([
-    import("node:tls"),
+  const [{ stream, fingerprint }, { WebSocket: PinnedWebSocket }] = await Promise.all([
+    openTls(target, signal),
     // @ts-types="npm:@types/ws@8.18.1"
     import("ws"),
   ]);
+  try {
+    checkPin(fingerprint, pins);
+  } catch (error) {
+    stream.destroy();
+    throw error;
+  }
+  return new PinnedWebSocket(target.href, {
+    createConnection: () => stream,
+    perMessageDeflate: false,
+    maxPayload: MAX_FRAME_BYTES,
+    headers,
+  }) as DialledSocket;
+}
+
+/**
+ * The certificate that is shown at a `wss://` address; nothing is said inside the encryption.
+ *
+ * @returns undefined when it shows none
+ * @throws {DialFailure} nobody speaks TLS there
+ */
+export async function shownFingerprint(
+  url: string,
+  signal?: AbortSignal,
+): Promise<Fingerprint | undefined> {
+  const { stream, fingerprint } = await openTls(readUrl(url), signal);
+  stream.destroy();
+  return fingerprint && normalizedFingerprint(fingerprint);
+}
+
+async function openTls(target: URL, signal?: AbortSignal) {
+  const tls = await import("node:tls");
   const host = hostOf(target);
   const stream = tls.connect({
     host,
@@ -132,22 +177,18 @@ async function dialPinned(
   });
   const abort = () => stream.destroy();
   signal?.addEventListener("abort", abort);
+  if (signal?.aborted) abort();
   try {
     await new Promise<void>((resolve, reject) => {
       stream.once("secureConnect", resolve);
       stream.once("error", reject);
       stream.once("close", () => reject(new Error("the connection was closed")));
     });
-    checkPin(stream.getPeerCertificate()?.fingerprint256, pins);
-    return new PinnedWebSocket(target.href, {
-      createConnection: () => stream,
-      perMessageDeflate: false,
-      maxPayload: MAX_FRAME_BYTES,
-    }) as DialledSocket;
+    stream.on("error", () => {}); // told by whoever uses it; given up, it adds nothing
+    return { stream, fingerprint: stream.getPeerCertificate()?.fingerprint256 };
   } catch (error) {
     stream.on("error", () => {}); // it is given up: what it says now adds nothing
     stream.destroy();
-    if (error instanceof TunnelError) throw error;
     throw new DialFailure(target, error);
   } finally {
     signal?.removeEventListener("abort", abort);

@@ -1,9 +1,10 @@
 // TLS pins: a certificate is accepted because it is the one that was expected, not because an
 // authority signed it. Several pins may stand side by side while a certificate is being replaced.
 
-import { normalizedFingerprint } from "../config/schema.ts";
+import { fingerprintIn, normalizedFingerprint, type Pin } from "../config/schema.ts";
 import { TunnelError } from "./error.ts";
 
+export type { Pin };
 /** SHA-256 of a certificate's DER form: 64 lower-case hex digits. */
 export type Fingerprint = string;
 
@@ -12,10 +13,12 @@ export type Fingerprint = string;
  *
  * @throws {TunnelError} for a pin that is no SHA-256, so that a typo never means "no pin"
  */
-export function readPins(texts: readonly string[]): Fingerprint[] {
-  return texts.map((text) => {
-    const pin = normalizedFingerprint(text);
-    if (pin.length === FINGERPRINT_DIGITS) return pin;
+export function readPins(given: readonly Pin[]): Pin[] {
+  return given.map((pin) => {
+    const sha256 = normalizedFingerprint(fingerprintIn(pin));
+    const isGood = sha256.length === FINGERPRINT_DIGITS &&
+      (typeof pin === "string" || !Number.isNaN(Date.parse(pin.until ?? "1970-01-01")));
+    if (isGood) return typeof pin === "string" ? sha256 : { ...pin, sha256 };
     throw new TunnelError(
       "tls",
       "gateway tls fingerprint missing",
@@ -28,10 +31,14 @@ export function readPins(texts: readonly string[]): Fingerprint[] {
  * Compares the certificate a server showed.
  *
  * @param shown as the TLS library words it; undefined when it showed none
- * @param pins one of them must match, see {@link readPins}
+ * @param pins one of them must match, see {@link readPins}; those that have expired do not count
  * @throws {TunnelError} with the texts of protocol.md §11.2
  */
-export function checkPin(shown: string | undefined, pins: readonly Fingerprint[]): void {
+export function checkPin(
+  shown: string | undefined,
+  pins: readonly Pin[],
+  nowMs: number = Date.now(),
+): void {
   if (!shown) {
     throw new TunnelError(
       "tls",
@@ -39,12 +46,23 @@ export function checkPin(shown: string | undefined, pins: readonly Fingerprint[]
       "Check that the address is the one of the gateway itself",
     );
   }
-  if (pins.includes(normalizedFingerprint(shown))) return;
+  const fingerprint = normalizedFingerprint(shown);
+  const counting = pins.filter((pin) => !hasExpired(pin, nowMs));
+  if (counting.some((pin) => fingerprintIn(pin) === fingerprint)) return;
+  const expired = pins.filter((pin) => hasExpired(pin, nowMs)).map((pin) =>
+    `sha256:${fingerprintIn(pin)} counted until ${(pin as { until: string }).until}`
+  );
   throw new TunnelError(
     "tls",
     "gateway tls fingerprint mismatch",
-    "Compare the fingerprint with the gateway's owner before you change the pin",
+    `It showed sha256:${fingerprint}. Before you change the pin, compare that with ` +
+      `"zero gateway cert show" on the gateway's machine` +
+      (expired.length > 0 ? `; no longer expected here: ${expired.join(", ")}` : ""),
   );
+}
+
+function hasExpired(pin: Pin, nowMs: number): boolean {
+  return typeof pin !== "string" && pin.until !== undefined && nowMs >= Date.parse(pin.until);
 }
 
 /**

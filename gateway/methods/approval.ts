@@ -12,8 +12,14 @@ import {
   optional,
   text,
 } from "../../rpc/shape.ts";
-import { ApprovalAnswer, ApprovalList, type Decision, DECISIONS } from "../approvals.ts";
-import { callerKey, method } from "../gateway.ts";
+import {
+  ApprovalAnswer,
+  ApprovalList,
+  type ApprovalRequest,
+  type Decision,
+  DECISIONS,
+} from "../approvals.ts";
+import { callerKey, method, nameOf } from "../gateway.ts";
 
 const DEFAULT_TIMEOUT_MS = 120_000;
 
@@ -79,10 +85,19 @@ export const approvalMethods = [
     scope: "operator.approvals",
     params: object({ id: nonEmpty(), decision: nonEmpty() }),
     result: object({ ok: boolean() }),
-    handle({ id, decision }, { gateway, caller: { client } }) {
+    handle({ id, decision }, { gateway, caller }) {
       if (!isDecision(decision)) throw new RpcError("INVALID_REQUEST", "invalid decision");
-      if (!gateway.approvals.resolve(id, decision, client.displayName ?? client.id)) {
+      const { client } = caller;
+      const request = gateway.approvals.find(id)?.request;
+      if (!request || !gateway.approvals.resolve(id, decision, client.displayName ?? client.id)) {
         throw new RpcError("APPROVAL_NOT_FOUND", "unknown approval id");
+      }
+      if (decision === "allow-always") {
+        gateway.audit.record("approvals.changed", {
+          by: nameOf(caller),
+          deviceId: request.nodeId,
+          reason: `always allowed: ${programOf(request)}`,
+        });
       }
       return { ok: true };
     },
@@ -96,6 +111,11 @@ export const approvalMethods = [
     handle: (_, { gateway }) => ({ pending: gateway.approvals.list() }),
   }),
 ];
+
+/** Of a command only the program: what follows may hold a secret. */
+function programOf({ argv, command }: ApprovalRequest): string {
+  return (argv?.[0] ?? command.trim().split(/\s/)[0]).slice(0, 200);
+}
 
 function isDecision(text: string): text is Decision {
   return (DECISIONS as readonly string[]).includes(text);

@@ -2,8 +2,9 @@
 
 import { RpcError } from "../../rpc/error.ts";
 import { anything, boolean, nonEmpty, nullable, object, optional, text } from "../../rpc/shape.ts";
-import { type NodeRules, platformClass, refuseCommand } from "../command_policy.ts";
-import { type Gateway, method, nameOf } from "../gateway.ts";
+import type { AuditTrail } from "../audit.ts";
+import { type Call, callerKey, type Gateway, method, nameOf } from "../gateway.ts";
+import { cleared } from "../invocation.ts";
 import {
   ApprovalsError,
   type ApprovalsFault,
@@ -41,8 +42,7 @@ export const execApprovalsMethods = [
     async handle({ file, baseHash }, { gateway, caller }) {
       try {
         const snapshot = await storeOf(gateway).replace(file, baseHash ?? undefined);
-        const facts = { by: nameOf(caller), reason: "exec approvals of the gateway" };
-        gateway.audit.record("config.changed", facts);
+        recordRules(gateway.audit, { by: nameOf(caller) });
         return snapshot;
       } catch (cause) {
         if (!(cause instanceof ApprovalsError)) throw cause;
@@ -57,7 +57,7 @@ export const execApprovalsMethods = [
     scope: "operator.admin",
     params: object({ nodeId: nonEmpty() }),
     result: anything(),
-    handle: ({ nodeId }, { gateway }) => askNode(gateway, nodeId, "system.execApprovals.get", {}),
+    handle: ({ nodeId }, call) => askNode(call, nodeId, "system.execApprovals.get", {}),
   }),
   method({
     name: "exec.approvals.node.set",
@@ -69,15 +69,19 @@ export const execApprovalsMethods = [
       baseHash: optional(nullable(text())),
     }),
     result: anything(),
-    async handle({ nodeId, file, baseHash }, { gateway, caller }) {
+    async handle({ nodeId, file, baseHash }, call) {
       const params = { file, ...(baseHash && { baseHash }) };
-      const answer = await askNode(gateway, nodeId, "system.execApprovals.set", params);
-      const facts = { by: nameOf(caller), deviceId: nodeId, reason: "exec approvals of a node" };
-      gateway.audit.record("config.changed", facts);
+      const answer = await askNode(call, nodeId, "system.execApprovals.set", params);
+      recordRules(call.gateway.audit, { by: nameOf(call.caller), deviceId: nodeId });
       return answer;
     },
   }),
 ];
+
+/** Notes that somebody replaced the rules of the gateway, or of a node. */
+export function recordRules(audit: AuditTrail, who: { by: string; deviceId?: string }) {
+  audit.record("approvals.changed", { ...who, reason: "rules replaced" });
+}
 
 function storeOf({ paths }: Gateway): ApprovalsStore {
   return new ApprovalsStore(approvalsPaths(paths));
@@ -85,29 +89,18 @@ function storeOf({ paths }: Gateway): ApprovalsStore {
 
 /** @throws {RpcError} as `node.invoke` words it (§7.8) */
 async function askNode(
-  gateway: Gateway,
+  { gateway, caller }: Pick<Call, "gateway" | "caller">,
   nodeId: string,
   command: string,
   params: unknown,
 ): Promise<unknown> {
-  const node = gateway.nodes.find(nodeId);
-  if (node) {
-    const { platform = "", deviceFamily } = node.connection.client ?? {};
-    const rules: NodeRules = gateway.config.reading.config.gateway?.nodes ?? {};
-    const kind = platformClass(platform, deviceFamily);
-    const reason = refuseCommand(command, node.commands, kind, rules);
-    if (reason) {
-      throw new RpcError("INVALID_REQUEST", "node command not allowed", {
-        details: { reason, command },
-      });
-    }
-  }
-  const { payload } = await gateway.nodes.invoke({
+  const invocation = {
     nodeId,
     command,
     params,
     timeoutMs: NODE_TIMEOUT_MS,
     idempotencyKey: crypto.randomUUID(),
-  });
+  };
+  const { payload } = await gateway.nodes.invoke(cleared(invocation, gateway, callerKey(caller)));
   return payload;
 }

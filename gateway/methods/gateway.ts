@@ -2,6 +2,7 @@
 
 import { accessOf } from "../../rpc/dispatch.ts";
 import { RpcError } from "../../rpc/error.ts";
+import { TwoAnswers } from "../../rpc/method.ts";
 import { anything, list, nonEmpty, object, open, schemaOf, text } from "../../rpc/shape.ts";
 import { method } from "../gateway.ts";
 
@@ -18,7 +19,7 @@ export const gatewayMethods = [
       }
       const outcome = await call.gateway.dispatcher.dispatch(name, params, call);
       if (!outcome.ok) throw outcome.error;
-      return outcome.payload;
+      return outcome.final ? new TwoAnswers(outcome.payload, outcome.final) : outcome.payload;
     },
   }),
   method({

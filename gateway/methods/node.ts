@@ -1,6 +1,7 @@
 // Nodes as operators see them, and what nodes say of their own accord (§7.8, §7.9).
 
 import { RpcError } from "../../rpc/error.ts";
+import { MAX_BUFFERED_BYTES } from "../../rpc/frame.ts";
 import {
   anything,
   boolean,
@@ -12,31 +13,27 @@ import {
   nullable,
   number,
   object,
-  open,
+  oneOf,
   optional,
   text,
 } from "../../rpc/shape.ts";
-import { sessionDefaults } from "../agents.ts";
-import { type BoundCall, isTextOf } from "../approvals.ts";
-import {
-  type NodeRules,
-  permittedCommands,
-  platformClass,
-  refuseCommand,
-} from "../command_policy.ts";
+import { type NodeRules, permittedCommands } from "../command_policy.ts";
 import type { PairedDevice } from "../devices.ts";
 import { type Call, callerKey, type Gateway, method, nameOf } from "../gateway.ts";
+import { cleared, kindOf, rulesOf } from "../invocation.ts";
 import { LegacyNode, LegacyRequest, nodeDescription } from "../legacy_nodes.ts";
+import { MAX_PIECE, type Piece, PROGRESS } from "../node/progress.ts";
+import { handleNodeEvent } from "../node_events.ts";
 import type { ConnectedNode } from "../nodes.ts";
 import { approveRequest, mustHold, rejectRequest } from "./device.ts";
+import { recordRules } from "./exec_approvals.ts";
+import { queuedAnswer, QueueWish, sendOrQueue } from "./node_queue.ts";
 
 /** How long an invocation may take unless told. */
 const DEFAULT_TIMEOUT_MS = 30_000;
 const MAX_TIMEOUT_MS = 86_400_000;
 /** Characters of a name somebody gives a node. */
 const MAX_NAME = 100;
-/** Longest output of a command that goes into a session, in characters. */
-const MAX_OUTPUT = 20_000;
 
 const node = {
   nodeId: text(),
@@ -62,16 +59,6 @@ const node = {
 };
 export const Node = object(node);
 export type Node = Infer<typeof Node>;
-
-/** The part of the params of `system.run` that says what runs (§9.4). */
-const Words = list(text());
-const RunParams = open({
-  command: Words,
-  rawCommand: optional(nullable(text())),
-  cwd: optional(nullable(text())),
-  env: optional(nullable(mapOf(text()))),
-  sessionKey: optional(nullable(text())),
-});
 
 const RequestId = object({ requestId: nonEmpty() });
 
@@ -123,6 +110,10 @@ export const nodeMethods = [
       params: anything(),
       timeoutMs: optional(integer({ min: 0, max: MAX_TIMEOUT_MS })),
       idempotencyKey: nonEmpty(),
+      /** Tell this connection what the command writes while it runs, where the node can. */
+      progress: optional(boolean()),
+      /** Let it wait for a node that is not connected, at most so long. */
+      queue: optional(QueueWish),
     }),
     result: object({
       ok: boolean(),
@@ -130,18 +121,27 @@ export const nodeMethods = [
       command: text(),
       payload: anything(),
       payloadJSON: nullable(text()),
+      ...queuedAnswer,
     }),
-    async handle({ nodeId, command, params, timeoutMs, idempotencyKey }, call) {
-      const { gateway } = call;
-      const connected = gateway.nodes.find(nodeId);
-      if (connected) mustBeAllowed(command, connected, rulesOf(gateway));
-      const result = await gateway.nodes.invoke({
-        nodeId,
-        command,
-        params: connected ? withApproval(command, params, connected, call) : params,
+    async handle({ queue, timeoutMs, progress, ...asked }, { gateway, caller }) {
+      const { nodeId, command } = asked;
+      const invocation = {
+        ...asked,
+        params: asked.params,
         timeoutMs: timeoutMs || DEFAULT_TIMEOUT_MS,
-        idempotencyKey,
-      });
+      };
+      const onProgress = progress ? progressTo(asked, { gateway, caller }) : undefined;
+      const send = async () =>
+        await gateway.nodes.invoke({
+          ...cleared(invocation, gateway, callerKey(caller)),
+          onProgress,
+        });
+      const result = queue
+        ? await sendOrQueue(invocation, queue, { gateway, caller }, send)
+        : await send();
+      if (command === "system.execApprovals.set" && !("queued" in result)) {
+        recordRules(gateway.audit, { by: nameOf(caller), deviceId: nodeId });
+      }
       return { ok: true, nodeId, command, ...result };
     },
   }),
@@ -179,6 +179,25 @@ export const nodeMethods = [
     },
   }),
   method({
+    name: PROGRESS,
+    summary: "What an invocation writes while it runs",
+    scope: "node",
+    params: object({
+      id: nonEmpty(),
+      nodeId: nonEmpty(),
+      seq: integer({ min: 0 }),
+      stream: oneOf(["stdout", "stderr"]),
+      data: text({ max: MAX_PIECE }),
+    }),
+    result: object({ ok: boolean(), ignored: optional(boolean()) }),
+    handle({ id, nodeId, seq, stream, data }, call) {
+      if (nodeId !== nodeIdOf(call)) throw new RpcError("INVALID_REQUEST", "nodeId mismatch");
+      const { gateway: { nodes }, caller: { connId } } = call;
+      const isWanted = nodes.progress(id, connId, { seq, stream, data });
+      return isWanted ? { ok: true } : { ok: true, ignored: true };
+    },
+  }),
+  method({
     name: "node.event",
     summary: "Something happened on a node",
     scope: "node",
@@ -193,17 +212,9 @@ export const nodeMethods = [
       handled: boolean(),
       reason: optional(text()),
     }),
-    handle({ event, payload, payloadJSON }, call) {
-      const facts = readPayload(payload, payloadJSON);
-      if (!facts) return { ok: true, event, handled: false, reason: "payload is no JSON object" };
-      const said = describeExec(event, facts, nodeIdOf(call));
-      if (said === undefined) return { ok: true, event, handled: false, reason: "unknown event" };
-      const { gateway } = call;
-      const { mainSessionKey } = sessionDefaults(gateway.config.reading.config);
-      const key = facts.sessionKey;
-      const isNamed = typeof key === "string" && key !== "" && key !== "node";
-      gateway.systemEvents.enqueue(isNamed ? key : mainSessionKey, said);
-      return { ok: true, event, handled: true };
+    async handle(told, call) {
+      const answer = await handleNodeEvent(told, { ...call, nodeId: nodeIdOf(call) });
+      return { ok: true, event: told.event, ...answer };
     },
   }),
   method({
@@ -324,6 +335,22 @@ export const nodeMethods = [
   }),
 ];
 
+/**
+ * Passes pieces on to the connection that made the call, and to nobody else.
+ *
+ * @returns undefined for a call that came without a connection
+ */
+function progressTo(
+  { nodeId, idempotencyKey }: { nodeId: string; idempotencyKey: string },
+  { gateway, caller }: Pick<Call, "gateway" | "caller">,
+): ((piece: Piece) => boolean) | undefined {
+  const connection = gateway.connections.find(caller.connId);
+  return connection && ((piece) =>
+    // Who is behind does without: the room that is left is for what must not be missed (§1.2).
+    connection.bufferedBytes <= MAX_BUFFERED_BYTES / 2 &&
+    connection.sendEvent(PROGRESS, { idempotencyKey, nodeId, ...piece }));
+}
+
 /** A node is its device; without one, its client id (§4.6). */
 export function nodeIdOf({ caller: { deviceId, client } }: Pick<Call, "caller">): string {
   return deviceId ?? client.id;
@@ -380,66 +407,6 @@ function lastUseOf(device: PairedDevice | undefined): number | undefined {
   return token?.lastUsedAtMs ?? token?.createdAtMs;
 }
 
-function mustBeAllowed(command: string, connected: ConnectedNode, rules: NodeRules) {
-  const reason = refuseCommand(command, connected.commands, kindOf(connected), rules);
-  if (!reason) return;
-  throw new RpcError("INVALID_REQUEST", "node command not allowed", {
-    details: { reason, command },
-  });
-}
-
-/**
- * The params without what only the gateway may say, and with what it has to say: that exactly this
- * command was approved (D18).
- *
- * @throws {RpcError} when a text is sent along that is not what the argv would run
- */
-function withApproval(
-  command: string,
-  params: unknown,
-  { nodeId, commands }: ConnectedNode,
-  { gateway, caller }: Call,
-): unknown {
-  if (typeof params !== "object" || params === null || Array.isArray(params)) return params;
-  const { approved: _, approvalDecision: __, ...rest } = params as Record<string, unknown>;
-  // A node that copies its params would find there what was taken out here.
-  if (Object.hasOwn(rest, "__proto__")) delete rest["__proto__"];
-  if (command !== "system.run") return rest;
-  const { command: argv, rawCommand } = rest;
-  // The node judges the text and runs the argv: they must say the same.
-  if (Words.is(argv) && typeof rawCommand === "string" && !isTextOf(rawCommand, argv)) {
-    throw new RpcError("INVALID_REQUEST", "rawCommand does not match command");
-  }
-  const call = readRun(rest);
-  // Nodes that prepare their runs take no approval from outside.
-  if (!call || commands.includes("system.run.prepare")) return rest;
-  const decision = gateway.approvals.take({ ...call, caller: callerKey(caller), nodeId });
-  return decision ? { ...rest, approved: true, approvalDecision: decision } : rest;
-}
-
-/** What an approval is bound to. @returns undefined for what no approval fits */
-function readRun(
-  params: Record<string, unknown>,
-): Omit<BoundCall, "caller" | "nodeId"> | undefined {
-  if (!RunParams.is(params)) return undefined;
-  const { command: argv, rawCommand, cwd, env, sessionKey } = params;
-  return {
-    argv,
-    rawCommand: rawCommand ?? undefined,
-    cwd: cwd ?? null,
-    env: env ?? {},
-    sessionKey: sessionKey ?? null,
-  };
-}
-
-function kindOf({ connection: { client } }: ConnectedNode) {
-  return platformClass(client?.platform ?? "", client?.deviceFamily);
-}
-
-function rulesOf({ config }: Gateway): NodeRules {
-  return config.reading.config.gateway?.nodes ?? {};
-}
-
 function resolved(
   { events }: Gateway,
   requestId: string,
@@ -451,44 +418,4 @@ function resolved(
 
 function unknownNode(): RpcError {
   return new RpcError("INVALID_REQUEST", "unknown nodeId");
-}
-/** `payloadJSON` wins over `payload`. */
-function readPayload(payload: unknown, json?: string | null): Record<string, unknown> | undefined {
-  let value = payload ?? {};
-  if (typeof json === "string") {
-    try {
-      value = JSON.parse(json);
-    } catch {
-      return undefined;
-    }
-  }
-  return typeof value === "object" && value !== null && !Array.isArray(value)
-    ? value as Record<string, unknown>
-    : undefined;
-}
-
-/** What the session is told of a command that a node ran, or did not. */
-function describeExec(
-  event: string,
-  { runId, command, exitCode, timedOut, output, reason }: Record<string, unknown>,
-  nodeId: string,
-): string | undefined {
-  const id = `node=${nodeId} id=${shown(runId)}`;
-  switch (event) {
-    case "exec.started":
-      return `Exec started (${id}): ${shown(command)}`;
-    case "exec.finished": {
-      const end = timedOut === true ? "timeout" : `code ${shown(exitCode)}`;
-      const tail = typeof output === "string" ? output.slice(-MAX_OUTPUT) : "";
-      return `Exec finished (${id}, ${end})${tail === "" ? "" : `\n${tail}`}`;
-    }
-    case "exec.denied":
-      return `Exec denied (${id}, ${shown(reason)}): ${shown(command)}`;
-  }
-}
-
-function shown(value: unknown): string {
-  return typeof value === "string" || typeof value === "number"
-    ? String(value).slice(0, 2_000)
-    : "unknown";
 }

@@ -1,9 +1,11 @@
-// `browser.proxy` (§9.3): passes requests on to the browser control server of this machine, and
-// nothing anywhere else. Where that server listens is the owner's to say, never the caller's.
+// `browser.proxy` (§9.3): passes requests on to one browser control server and to nothing else. Where
+// that server listens is the owner's to say, never the caller's; it may do everything in a browser, so
+// it is on this machine, or has a token and is reached over https or inside the tailnet.
 
 import type { Env } from "../../config/paths.ts";
 import type { Config } from "../../config/schema.ts";
 import { isLoopbackUrl } from "../../config/target.ts";
+import { AddressSet, isTailnetAddress, normalizeAddress } from "../network.ts";
 import {
   anything,
   explain,
@@ -48,12 +50,16 @@ export interface ProxyAnswer {
 }
 
 export interface BrowserControl {
-  /** `http(s)://host:port` and perhaps a path, on this machine. */
+  /** `http(s)://host:port` and perhaps a path. */
   url: string;
+  /** Elsewhere there are other files, and other names for them. */
+  isOnThisMachine: boolean;
   token?: string;
   /** Empty: every profile may be used. */
   allowProfiles: readonly string[];
   defaultProfile?: string;
+  /** Every address of a name, as the system resolves it. */
+  resolve?(name: string): Promise<string[]>;
 }
 
 const DEFAULT_TIMEOUT_MS = 20_000;
@@ -71,16 +77,43 @@ export function browserControl(
   const url = env.ZERO_BROWSER_CONTROL_URL?.trim() || browser?.controlUrl;
   const isOn = browser?.enabled !== false && nodeHost?.browserProxy?.enabled !== false;
   if (!isOn || !url || !/^https?:\/\//.test(url)) return undefined;
-  if (!isLoopbackUrl(url.replace(/^http/, "ws"))) return undefined;
   const token = env.ZERO_BROWSER_CONTROL_TOKEN?.trim() || browser?.controlToken;
+  const isOnThisMachine = isLoopbackUrl(url.replace(/^http/, "ws"));
+  if (!isOnThisMachine && (!token || !mayBeElsewhere(url))) return undefined;
   const { defaultProfile } = browser ?? {};
   return {
     url: url.replace(/\/+$/, ""),
+    isOnThisMachine,
     ...(token && { token }),
     ...(defaultProfile && { defaultProfile }),
     allowProfiles: nodeHost?.browserProxy?.allowProfiles ?? [],
   };
 }
+
+/** Over https anywhere; without encryption inside the tailnet alone. */
+function mayBeElsewhere(text: string): boolean {
+  if (!URL.canParse(text)) return false;
+  const url = new URL(text);
+  const host = normalizeAddress(url.hostname);
+  if (FORBIDDEN.has(host)) return false;
+  return url.protocol === "https:" || isTailnetAddress(host) || host.endsWith(".ts.net");
+}
+
+/**
+ * Where machines of a cloud and of a tailnet ask for their own secrets, link-local addresses, and
+ * those that mean no particular machine.
+ */
+const FORBIDDEN = new AddressSet([
+  "0.0.0.0/8",
+  "100.100.100.100",
+  "100.100.100.200",
+  "168.63.129.16",
+  "169.254.0.0/16",
+  "192.0.0.192",
+  "::",
+  "fd00:ec2::254",
+  "fe80::/10",
+]);
 
 /** Whether the control server answers, whatever it says. */
 export async function answers(control: BrowserControl, signal: AbortSignal): Promise<boolean> {
@@ -121,7 +154,7 @@ export async function proxyRequest(
     headers: hasBody ? { "content-type": "application/json" } : {},
     signal: AbortSignal.any([signal, AbortSignal.timeout(timeoutMs)]),
   });
-  const files = await attachedFiles(result);
+  const files = control.isOnThisMachine ? await attachedFiles(result) : [];
   return {
     result: isProfileList ? allowedProfiles(result, control) : result,
     ...(files.length > 0 && { files }),
@@ -182,12 +215,50 @@ async function resultOf(control: BrowserControl, url: URL, init: RequestInit): P
 }
 
 /** Redirects lead away from the one server that may be asked. */
-function ask({ token }: BrowserControl, url: string | URL, init: RequestInit): Promise<Response> {
-  return fetch(url, {
+async function ask(
+  control: BrowserControl,
+  url: string | URL,
+  init: RequestInit,
+): Promise<Response> {
+  const { token } = control;
+  return await fetch(await checkedEndpoint(new URL(url), control), {
     ...init,
     redirect: "error",
     headers: { ...init.headers, ...(token && { authorization: `Bearer ${token}` }) },
   });
+}
+
+/**
+ * What is dialled: a name in the tailnet is replaced by the address that was checked, so that another
+ * answer a moment later changes nothing. Over https it is the certificate that holds to the name.
+ *
+ * @throws {CommandError} the name leads where no control server is
+ */
+async function checkedEndpoint(
+  url: URL,
+  { isOnThisMachine, resolve = resolveName }: BrowserControl,
+): Promise<URL> {
+  const host = normalizeAddress(url.hostname);
+  if (isOnThisMachine) return url;
+  const addresses = (await resolve(host)).map(normalizeAddress);
+  const isSafe = (address: string) =>
+    !FORBIDDEN.has(address) && (url.protocol === "https:" || isTailnetAddress(address));
+  if (addresses.length === 0 || !addresses.every(isSafe)) {
+    throw new CommandError(
+      "UNAVAILABLE",
+      "browser request refused: browser.controlUrl leads to an address where no control server may be",
+    );
+  }
+  if (url.protocol === "https:") return url;
+  const [address] = addresses;
+  const checked = new URL(url);
+  checked.hostname = address.includes(":") ? `[${address}]` : address;
+  return checked;
+}
+
+async function resolveName(name: string): Promise<string[]> {
+  const { lookup } = await import("node:dns/promises");
+  return (await lookup(name, { all: true })).map(({ address }) => address);
 }
 
 async function textOf(response: Response): Promise<string> {

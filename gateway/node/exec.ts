@@ -1,5 +1,7 @@
 // Runs one command as a child with a process group of its own, so that a deadline ends all of it.
 
+import type { Stream } from "./progress.ts";
+
 export interface RunRequest {
   /** The program by its path, then its arguments. */
   argv: readonly string[];
@@ -9,6 +11,8 @@ export interface RunRequest {
   timeoutMs?: number;
   /** Aborted when the node stops. */
   signal?: AbortSignal;
+  /** Told what is written as it comes, as far as the outcome will have it. */
+  onOutput?(stream: Stream, data: string): void;
 }
 
 /** As `system.run` answers it (§9.3). */
@@ -30,7 +34,7 @@ const DRAIN_MS = 250;
 const MAX_TIMER_MS = 2_147_483_647;
 
 export async function runCommand(request: RunRequest): Promise<RunOutcome> {
-  const { argv: [program, ...args], cwd, env, timeoutMs = 0, signal } = request;
+  const { argv: [program, ...args], cwd, env, timeoutMs = 0, signal, onOutput } = request;
   const outcome = { timedOut: false, success: false, stdout: "", stderr: "" };
   if (signal?.aborted) return { ...outcome, error: "the node is stopping" };
   let child: Deno.ChildProcess;
@@ -49,8 +53,8 @@ export async function runCommand(request: RunRequest): Promise<RunOutcome> {
     return { ...outcome, error: (error as Error).message };
   }
   const budget = { bytes: MAX_OUTPUT_BYTES, isSpent: false };
-  const stdout = new Capture(child.stdout, budget);
-  const stderr = new Capture(child.stderr, budget);
+  const stdout = new Capture(child.stdout, budget, (data) => onOutput?.("stdout", data));
+  const stderr = new Capture(child.stderr, budget, (data) => onOutput?.("stderr", data));
   const kill = () => killGroup(child.pid);
   const timer = timeoutMs > 0
     ? setTimeout(() => {
@@ -101,12 +105,15 @@ class Capture {
   text = "";
   readonly done: Promise<void>;
   readonly #reader: ReadableStreamDefaultReader<Uint8Array<ArrayBuffer>>;
+  readonly #onText: (text: string) => void;
 
   constructor(
     stream: ReadableStream<Uint8Array<ArrayBuffer>>,
     budget: { bytes: number; isSpent: boolean },
+    onText: (text: string) => void,
   ) {
     this.#reader = stream.getReader();
+    this.#onText = onText;
     this.done = this.#read(budget);
   }
 
@@ -123,9 +130,14 @@ class Capture {
       const taken = value.subarray(0, budget.bytes);
       budget.bytes -= taken.length;
       if (taken.length < value.length) budget.isSpent = true;
-      this.text += decoder.decode(taken, { stream: true });
+      this.#add(decoder.decode(taken, { stream: true }));
     }
     // Half a character where the budget ended is left out; one the program wrote is shown as such.
-    if (!budget.isSpent) this.text += decoder.decode();
+    if (!budget.isSpent) this.#add(decoder.decode());
+  }
+
+  #add(text: string) {
+    this.text += text;
+    this.#onText(text);
   }
 }

@@ -7,6 +7,9 @@ import { ApprovalsError, type ApprovalsFault, type ApprovalsStore } from "./appr
 import { answers, browserControl, proxyRequest } from "./browser_proxy.ts";
 import { CommandError } from "./command_error.ts";
 import { pathOf } from "./env.ts";
+import type { NodeFiles } from "./fs.ts";
+import { findNotifier, notify } from "./notify.ts";
+import { PROGRESS, PROGRESS_CAP, ProgressSender } from "./progress.ts";
 import { type Channel, SystemRun, type SystemRunOptions } from "./system_run.ts";
 import { which } from "./which.ts";
 
@@ -16,6 +19,8 @@ interface Invocation {
   nodeId: string;
   command: string;
   params: unknown;
+  /** Its caller wants to see what it writes while it runs. */
+  progress?: boolean;
 }
 
 /** A link to a gateway: what invocations come from, and where results go. */
@@ -24,6 +29,8 @@ type Link = Pick<Client, "call" | "hello">;
 export interface NodeHostOptions extends Omit<SystemRunOptions, "signal"> {
   config(): Promise<Config>;
   approvals: ApprovalsStore;
+  /** What it lends of its files; absent: nothing. */
+  files?: NodeFiles;
 }
 
 /** What the node offers at the moment. */
@@ -65,9 +72,13 @@ export class NodeHost implements AsyncDisposable {
   async offer(): Promise<Offer> {
     const control = browserControl(await this.#options.config(), this.#options.env);
     const hasBrowser = control !== undefined && await answers(control, this.#stop.signal);
+    const further = [
+      ...await this.#options.files?.commands() ?? [],
+      ...await findNotifier(this.#options) ? ["system.notify"] : [],
+    ];
     return {
-      caps: ["system", ...hasBrowser ? ["browser"] : []],
-      commands: [...SYSTEM_COMMANDS, ...hasBrowser ? ["browser.proxy"] : []],
+      caps: ["system", PROGRESS_CAP, ...hasBrowser ? ["browser"] : []],
+      commands: [...SYSTEM_COMMANDS, ...further, ...hasBrowser ? ["browser.proxy"] : []],
     };
   }
 
@@ -85,10 +96,13 @@ export class NodeHost implements AsyncDisposable {
     await Promise.all(this.#running);
   }
 
-  async #serve({ id, nodeId, command, params }: Invocation, link: Link): Promise<void> {
+  async #serve(invocation: Invocation, link: Link): Promise<void> {
+    const { id, nodeId, command, params } = invocation;
+    const progress = progressOf(invocation, link);
     let result: Record<string, unknown>;
     try {
-      const payloadJSON = JSON.stringify(await this.#do(command, params, this.#channel(link)));
+      const channel = this.#channel(link, progress);
+      const payloadJSON = JSON.stringify(await this.#do(command, params, channel));
       const { maxPayload = Infinity } = link.hello.policy;
       if (bytesInFrame(payloadJSON) > maxPayload - FRAME_MARGIN_BYTES) {
         throw new CommandError("UNAVAILABLE", "the result is too large to be sent");
@@ -98,12 +112,13 @@ export class NodeHost implements AsyncDisposable {
       const code = error instanceof CommandError ? error.code : "INVALID_REQUEST";
       result = { ok: false, error: { code, message: (error as Error).message || "failed" } };
     }
+    progress?.end();
     // Nobody waits for it any more when the connection is gone.
     await link.call("node.invoke.result", { id, nodeId, ...result }).catch(() => {});
   }
 
   async #do(command: string, params: unknown, channel: Channel): Promise<unknown> {
-    const { approvals, env, cwd } = this.#options;
+    const { approvals, env, cwd, files } = this.#options;
     switch (command) {
       case "system.run":
         return await this.#systemRun.run(params, channel);
@@ -124,6 +139,17 @@ export class NodeHost implements AsyncDisposable {
           throw error instanceof ApprovalsError ? asCommandError(error) : error;
         });
       }
+      case "system.notify":
+        return await notify(params, { env, cwd, signal: this.#stop.signal });
+      case "fs.list":
+        if (files) return await files.list(params);
+        break;
+      case "fs.read":
+        if (files) return await files.read(params);
+        break;
+      case "fs.write":
+        if (files) return await files.write(params);
+        break;
       case "browser.proxy": {
         const control = browserControl(await this.#options.config(), env);
         if (control) return await proxyRequest(params, control, this.#stop.signal);
@@ -132,13 +158,14 @@ export class NodeHost implements AsyncDisposable {
     throw new CommandError("UNAVAILABLE", "command not supported");
   }
 
-  #channel(link: Link): Channel {
+  #channel(link: Link, progress?: ProgressSender): Channel {
     return {
       tell(event, payload) {
         const told = link.call("node.event", { event, payloadJSON: JSON.stringify(payload) });
         told.catch(() => {}); // news that could not be sent is old news
       },
       skillBins: () => this.#askSkillBins(link),
+      ...(progress && { output: (stream, data) => progress.write(stream, data) }),
     };
   }
 
@@ -174,16 +201,24 @@ function asCommandError({ fault, message }: ApprovalsError): CommandError {
   return new CommandError("INVALID_REQUEST", `${APPROVALS_FAULTS[fault]}${detail}`);
 }
 
+/** A gateway that takes progress says so among its methods, and with each invocation. */
+function progressOf({ id, nodeId, progress }: Invocation, link: Link): ProgressSender | undefined {
+  if (!progress || !link.hello.features.methods?.includes(PROGRESS)) return undefined;
+  return new ProgressSender((piece) => link.call(PROGRESS, { id, nodeId, ...piece }));
+}
+
 /** @returns undefined for what is no invocation */
 function readInvocation(payload: unknown): Invocation | undefined {
-  const { id, nodeId, command, paramsJSON, params } = (payload ?? {}) as Record<string, unknown>;
+  const given = (payload ?? {}) as Record<string, unknown>;
+  const { id, nodeId, command, paramsJSON, params } = given;
   if (!isName(id) || !isName(nodeId) || !isName(command)) return undefined;
-  if (typeof paramsJSON !== "string") return { id, nodeId, command, params };
+  const invocation = { id, nodeId, command, progress: given.progress === true };
+  if (typeof paramsJSON !== "string") return { ...invocation, params };
   try {
-    return { id, nodeId, command, params: JSON.parse(paramsJSON) };
+    return { ...invocation, params: JSON.parse(paramsJSON) };
   } catch {
     // Each command says what it misses.
-    return { id, nodeId, command, params: undefined };
+    return { ...invocation, params: undefined };
   }
 }
 

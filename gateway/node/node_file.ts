@@ -12,11 +12,24 @@ import {
   text,
 } from "../../rpc/shape.ts";
 
+const SavedSsh = open({
+  /** `[user@]host[:port]` or an alias. */
+  target: nonEmpty(),
+  identity: optional(nonEmpty()),
+  remotePort: optional(integer({ min: 1, max: 65_535 })),
+  acceptNew: optional(boolean()),
+});
+export type SavedSsh = Infer<typeof SavedSsh>;
+
 const SavedGateway = open({
   host: nonEmpty(),
   port: integer({ min: 1, max: 65_535 }),
   tls: optional(boolean()),
   tlsFingerprint: optional(text()),
+  /** The machine the gateway is on, which ssh reaches. */
+  ssh: optional(SavedSsh),
+  /** What the configuration calls the gateway. */
+  remote: optional(nonEmpty()),
   /** Only what was typed counts the next time; the rest is looked up anew. */
   from: optional(oneOf(["flags", "config"])),
 });

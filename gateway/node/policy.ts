@@ -1,7 +1,7 @@
 // What holds for a command on this machine (§10.2), and whether it may run (§9.4). Pure functions.
 
 import type { Config } from "../../config/schema.ts";
-import type { AllowEntry, ApprovalsFile, ASKS, SECURITIES } from "./approvals_file.ts";
+import { type AllowEntry, type ApprovalsFile, ASKS, SECURITIES } from "./approvals_file.ts";
 import type { Evaluation } from "./allowlist.ts";
 
 export type Security = typeof SECURITIES[number];
@@ -17,7 +17,16 @@ export interface Policy {
   allowlist: readonly AllowEntry[];
 }
 
+/** Whose wishes are combined: each may make it stricter. */
+export type Strictness = Pick<Policy, "security" | "ask">;
+
 export const MAIN_AGENT = "main";
+
+/** What a node says when a person has to decide (§9.4). */
+export const MISSES: readonly string[] = [
+  "SYSTEM_RUN_DENIED: approval required",
+  "SYSTEM_RUN_DENIED: allowlist miss",
+];
 
 /** Programs that may only ever look at what they are given. */
 export const SAFE_BINS = ["jq", "grep", "cut", "sort", "uniq", "head", "tail", "tr", "wc"];
@@ -43,6 +52,13 @@ export function effectivePolicy(
     autoAllowSkills: first("autoAllowSkills") ?? false,
     allowlist: [...everyone.allowlist ?? [], ...agentId === "*" ? [] : own.allowlist ?? []],
   };
+}
+
+/** The least that any of them lets run, and the most that any of them asks. */
+export function strictest(...policies: Strictness[]): Strictness {
+  const least = Math.min(...policies.map(({ security }) => SECURITIES.indexOf(security)));
+  const most = Math.max(...policies.map(({ ask }) => ASKS.indexOf(ask)));
+  return { security: SECURITIES[least], ask: ASKS[most] };
 }
 
 /** `tools.exec.safeBins`, of the agent before that of all. */

@@ -16,18 +16,28 @@ import {
 } from "../../rpc/client.ts";
 import { approvalsPaths, ApprovalsStore } from "./approvals_file.ts";
 import { pathOf } from "./env.ts";
+import { NodeFiles } from "./fs.ts";
 import { NodeHost, type Offer } from "./host.ts";
-import { type NodeFile, readNodeFile, type SavedGateway, writeNodeFile } from "./node_file.ts";
+import {
+  type NodeFile,
+  readNodeFile,
+  type SavedGateway,
+  type SavedSsh,
+  writeNodeFile,
+} from "./node_file.ts";
 
-/** A gateway that was named, not looked up. */
-export interface NamedGateway {
-  url: string;
-  tlsFingerprint?: string;
-}
+/** A gateway that was named, not looked up: by its address, the machine it is on, or a remote. */
+export type NamedGateway =
+  | { url: string; tlsFingerprint?: string; ssh?: undefined; remote?: undefined }
+  | { ssh: SavedSsh; url?: undefined; remote?: undefined }
+  | { remote: string; url?: undefined; ssh?: undefined };
 
 /** How to come to a gateway. */
 export interface Way {
-  url: string;
+  /** Once connected, the address that was dialled. */
+  readonly url: string;
+  /** What it leads through: `ssh me@host`. */
+  through?: string;
   /** SHA-256 of the certificate to expect. */
   tlsFingerprint?: string;
   /** @throws why it cannot be reached, or refused */
@@ -39,6 +49,8 @@ export interface NodeFlags {
   port?: number;
   tls?: boolean;
   tlsFingerprint?: string;
+  ssh?: SavedSsh;
+  remote?: string;
   nodeId?: string;
   displayName?: string;
 }
@@ -169,10 +181,17 @@ class NodeProcess {
     this.#lock = lock;
     this.#named = named;
     this.#self = self;
+    const { paths } = options;
+    const approvals = approvalsPaths(paths);
     this.#host = new NodeHost({
-      env: options.paths.env,
+      env: paths.env,
       cwd: options.cwd,
-      approvals: new ApprovalsStore(approvalsPaths(options.paths)),
+      approvals: new ApprovalsStore(approvals),
+      files: new NodeFiles({
+        roots: async () => (await config()).nodeHost?.fs?.roots ?? [],
+        home: paths.env.HOME,
+        kept: [paths.stateDir, paths.configPath, approvals.file, approvals.socket],
+      }),
       config,
       warn: (message) => options.terminal.err(message),
     });
@@ -237,7 +256,8 @@ class NodeProcess {
     onConnected();
     this.#lastTold = "";
     this.#note({ state: "connected", url: way.url, commands: offer.commands });
-    terminal.out(`node host connected to ${way.url} as ${displayName}`);
+    const through = way.through ? ` through ${way.through}` : "";
+    terminal.out(`node host connected to ${way.url}${through} as ${displayName}`);
     const over = new AbortController();
     try {
       return await Promise.race([client.closed, this.#offerChange(offer, over.signal)]);
@@ -391,13 +411,17 @@ async function currentConfig(
  * @throws {UsageError} a host that is none
  */
 export function nameGateway(
-  { host, port, tls, tlsFingerprint }: NodeFlags,
+  { host, port, tls, tlsFingerprint, ssh, remote }: NodeFlags,
   saved: SavedGateway | undefined,
   config: Config,
 ): NamedGateway | undefined {
+  if (ssh) return { ssh };
+  if (remote !== undefined) return { remote };
   const known = saved && (saved.from ?? "flags") === "flags" ? saved : undefined;
   const isTyped = [host, port, tls || undefined, tlsFingerprint].some((one) => one !== undefined);
   if (!isTyped && !known) return undefined;
+  if (!isTyped && known?.ssh) return { ssh: known.ssh };
+  if (!isTyped && known?.remote !== undefined) return { remote: known.remote };
   const pin = tlsFingerprint ??
     (host === undefined || host === known?.host ? known?.tlsFingerprint : undefined);
   const hasTls = tls || tlsFingerprint !== undefined ||
@@ -432,6 +456,8 @@ function describeSelf(
       port: Number(port) || (tls ? 443 : 80),
       tls,
       ...(tlsFingerprint && { tlsFingerprint }),
+      ...(named?.ssh && { ssh: named.ssh }),
+      ...(named?.remote !== undefined && { remote: named.remote }),
       from: named ? "flags" : "config",
     },
   };

@@ -22,6 +22,7 @@ import { CommandError } from "./command_error.ts";
 import { childEnv, pathOf } from "./env.ts";
 import { runCommand, type RunOutcome } from "./exec.ts";
 import { effectivePolicy, MAIN_AGENT, refusal, safeBinsOf } from "./policy.ts";
+import type { Stream } from "./progress.ts";
 import { joinArgv, splitLine } from "./splitter.ts";
 
 const maybe = <T>(shape: Parameters<typeof nullable<T>>[0]) => optional(nullable(shape));
@@ -47,6 +48,8 @@ export interface Channel {
   tell(event: string, payload: Record<string, unknown>): void;
   /** Programs that skills bring along. */
   skillBins(): Promise<ReadonlySet<string>>;
+  /** Takes what the command writes while it runs; absent where nobody asked for that. */
+  output?(stream: Stream, data: string): void;
 }
 
 export interface SystemRunOptions {
@@ -127,6 +130,7 @@ export class SystemRun {
         env: childEnvironment,
         timeoutMs: params.timeoutMs ?? 0,
         signal,
+        onOutput: channel.output,
       }),
       this.#note(agentId, shown, evaluation.segments, added),
     ]);

@@ -61,12 +61,17 @@ export function startRelay({ server }: Cores): Promise<Server> {
  * A gateway with a new state directory, from the sources if `program` does not say otherwise.
  *
  * @param port 0 for any
+ * @param stateDir one that is there already, and stays
  */
 export async function startGateway(
   cores: string[],
-  { program = zeroFromSources(), port = 0 } = {},
+  { program = zeroFromSources(), port = 0, stateDir: own }: {
+    program?: string[];
+    port?: number;
+    stateDir?: string;
+  } = {},
 ): Promise<Server> {
-  const stateDir = await Deno.makeTempDir({ prefix: "zero-bench-" });
+  const stateDir = own ?? await Deno.makeTempDir({ prefix: "zero-bench-" });
   const env = environment(stateDir);
   const command = [...cores, ...program, "gateway", "run", "--port", String(port)];
   const server = await startServer(command, env);
@@ -74,7 +79,7 @@ export async function startGateway(
     ...server,
     async [Symbol.asyncDispose]() {
       await server[Symbol.asyncDispose]();
-      await Deno.remove(stateDir, { recursive: true });
+      if (own === undefined) await Deno.remove(stateDir, { recursive: true });
     },
   };
 }

@@ -27,8 +27,8 @@ class StateDir implements AsyncDisposable {
     return openDevice({ file: this.deviceFile, keys: KEYS, ...this.#shared });
   }
 
-  tokens(way: string, deviceId = "device-1"): DeviceTokenFile {
-    return new DeviceTokenFile({ file: this.authFile, deviceId, way, ...this.#shared });
+  tokens(way: string, deviceId = "device-1", otherWays?: string[]): DeviceTokenFile {
+    return new DeviceTokenFile({ file: this.authFile, deviceId, way, otherWays, ...this.#shared });
   }
 
   get names(): string[] {
@@ -170,4 +170,27 @@ Deno.test("a damaged token file is kept aside and costs only the tokens", async 
 
   assertEquals(state.names, ["device-auth.json.corrupt-1000"]);
   assertEquals(state.warnings.length, 1);
+});
+
+Deno.test("a token goes along from one certificate to the next, by way of both", async () => {
+  await using state = await StateDir.make();
+  const token = { token: "t1", role: "operator", scopes: [] };
+  await state.tokens("tls:aa").keep("g1", token);
+  const both = state.tokens("tls:aa", "device-1", ["tls:bb"]);
+
+  const before = await state.tokens("tls:bb").find("g1", "operator");
+  const during = await both.find("g1", "operator");
+  const after = await state.tokens("tls:bb").find("g1", "operator");
+  state.nowMs = 2_000;
+  await both.keep("g1", { ...token, token: "t2" });
+  const renewed = await Promise.all(
+    ["tls:aa", "tls:bb"].map((way) => state.tokens(way).find("g1", "operator")),
+  );
+  await both.drop("g1", "operator");
+  const dropped = await state.tokens("tls:bb").find("g1", "operator");
+
+  assertEquals([before, during?.token, after?.token], [undefined, "t1", "t1"]);
+  assertEquals(renewed.map((one) => one?.token), ["t2", "t2"]);
+  assertEquals(dropped, undefined);
+  assertEquals(await state.tokens("tls:bb").find("g2", "operator"), undefined);
 });

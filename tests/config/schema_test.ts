@@ -11,6 +11,7 @@ import {
   type KeyPath,
   normalizedFingerprint,
   parseKey,
+  pinsIn,
   redact,
   REDACTED,
   schemaAt,
@@ -80,12 +81,14 @@ Deno.test("each secret of the schema is known to be one", () => {
     "gateway.auth.password",
     "gateway.remote.token",
     "gateway.remote.password",
+    "gateway.remote.edgeAuth.headers.*",
     "browser.controlToken",
     "models.providers.*.apiKey",
     "hooks.token",
     "talk.apiKey",
     "remotes.*.token",
     "remotes.*.password",
+    "remotes.*.edgeAuth.headers.*",
   ]);
 });
 
@@ -179,6 +182,24 @@ Deno.test("rules over several keys", async (t) => {
     ["named remotes too", { remotes: { "a.b": { transport: "ssh" } } }, [
       'remotes["a.b"].transport',
     ]],
+    ["a name has to be one of remotes", {
+      gateway: { remote: { name: "home" } },
+      remotes: { work: { url: "wss://work.example" } },
+    }, ["gateway.remote.name"]],
+    ["local is no name for a remote", { remotes: { local: { url: "wss://work.example" } } }, [
+      "remotes.local",
+    ]],
+    ["headers for a proxy need wss, and are not the WebSocket's own", {
+      gateway: { remote: { url: "ws://10.0.0.1", edgeAuth: { headers: { "X-A": "a" } } } },
+      remotes: {
+        ssh: { transport: "ssh", sshTarget: "h", edgeAuth: { headers: { "X-A": "a" } } },
+        own: { url: "wss://h", edgeAuth: { headers: { "Sec-WebSocket-Key": "a", "X-A": "b" } } },
+      },
+    }, [
+      "gateway.remote.edgeAuth",
+      "remotes.ssh.edgeAuth",
+      "remotes.own.edgeAuth.headers.Sec-WebSocket-Key",
+    ]],
     ["hooks need a token", { hooks: { enabled: true } }, ["hooks.enabled"]],
     ["hooks need a path of their own", { hooks: { path: "//" } }, ["hooks.path"]],
     ["a placeholder is no secret", { ui: { a: [REDACTED] } } as Config, ["ui.a[0]"]],
@@ -194,8 +215,8 @@ Deno.test("rules over several keys", async (t) => {
 });
 
 Deno.test("addresses, origins, URLs and targets are checked", async (t) => {
-  const remote = (key: string) => (value: string) => ({ gateway: { remote: { [key]: value } } });
-  const cases: [string, (value: string) => unknown, string[], string[]][] = [
+  const remote = (key: string) => (value: unknown) => ({ gateway: { remote: { [key]: value } } });
+  const cases: [string, (value: unknown) => unknown, unknown[], unknown[]][] = [
     [
       "customBindHost",
       (customBindHost) => ({ gateway: { customBindHost } }),
@@ -229,8 +250,23 @@ Deno.test("addresses, origins, URLs and targets are checked", async (t) => {
     [
       "remote.tlsFingerprint",
       remote("tlsFingerprint"),
-      ["ab".repeat(32), `sha256:${"AB:".repeat(31)}AB`, `SHA-256 ${"ab ".repeat(32)}`],
-      ["ab".repeat(31), "ab".repeat(33), "sha256:"],
+      [
+        "ab".repeat(32),
+        `sha256:${"AB:".repeat(31)}AB`,
+        `SHA-256 ${"ab ".repeat(32)}`,
+        ["ab".repeat(32), { sha256: "cd".repeat(32), until: "2027-01-31" }],
+        { sha256: "ab".repeat(32), until: "2027-01-31T12:00:00Z" },
+      ],
+      [
+        "ab".repeat(31),
+        "ab".repeat(33),
+        "sha256:",
+        [],
+        ["ab"],
+        [{ sha256: "ab".repeat(32), until: "soon" }],
+        [{ sha256: "ab".repeat(32), until: "2027-13-31" }],
+        [{ until: "2027-01-31" }],
+      ],
     ],
     [
       "remote.sshTarget",
@@ -267,6 +303,19 @@ Deno.test("a fingerprint is the same however it is written", () => {
   for (const text of [hex, `sha256:${hex}`, `SHA-256 ${pairs.join(":")}`, ` ${pairs.join(" ")} `]) {
     assertEquals(normalizedFingerprint(text), hex);
   }
+});
+
+Deno.test("pins are read from text, with commas between, and from lists with dates", () => {
+  const [a, b] = ["ab".repeat(32), "cd".repeat(32)];
+
+  assertEquals(pinsIn(undefined), []);
+  assertEquals(pinsIn(`sha256:${a.toUpperCase()}`), [a]);
+  assertEquals(pinsIn(`${a}, sha256:${b}`), [a, b]);
+  assertEquals(pinsIn({ sha256: `sha256:${a}` }), [{ sha256: a }]);
+  assertEquals(pinsIn([a, { sha256: b, until: "2027-01-31" }]), [
+    a,
+    { sha256: b, until: "2027-01-31" },
+  ]);
 });
 
 Deno.test("docs/configuration.md tells of every setting, with its default and description", async () => {

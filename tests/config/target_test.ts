@@ -1,4 +1,4 @@
-import { assertEquals, assertThrows } from "@std/assert";
+import { assertEquals, assertStringIncludes, assertThrows } from "@std/assert";
 import { UsageError } from "../../config/command.ts";
 import type { Config } from "../../config/schema.ts";
 import {
@@ -40,7 +40,7 @@ function decide(
     valid?: boolean;
     made?: typeof MADE | null;
     tailnetAddress?(): string | undefined;
-    localFingerprint?: string;
+    localFingerprint?: string | string[];
   } = {},
 ): Target {
   const reading = {
@@ -142,6 +142,44 @@ Deno.test("the local address follows bind and TLS", () => {
     [withTls.url, withTls.pins, withTls.way],
     ["wss://127.0.0.1:18789", ["ab".repeat(32)], `tls:${"ab".repeat(32)}`],
   );
+});
+
+Deno.test("the gateway of this machine may have several certificates while one replaces the other", () => {
+  const [now, next] = ["ab".repeat(32), "cd".repeat(32)];
+
+  const target = decide({
+    config: { gateway: { tls: { enabled: true } } },
+    localFingerprint: [now, next],
+  });
+
+  assertEquals([target.pins, target.way], [[now, next], `tls:${now}`]);
+});
+
+Deno.test("--tls-fingerprint stands above the configured pins", () => {
+  const [a, b] = ["12".repeat(32), "34".repeat(32)];
+
+  const typed = decide({ config: REMOTE, flags: { tlsFingerprint: `sha256:${a},${b}` } });
+  const ssh = decide({ flags: { ssh: "me@vps.example", tlsFingerprint: a } });
+  const dated = decide({
+    config: {
+      gateway: {
+        mode: "remote",
+        remote: {
+          url: "wss://gw.example",
+          tlsFingerprint: [a, { sha256: b, until: "2027-01-31" }],
+        },
+      },
+    },
+  });
+
+  assertEquals([typed.pins, typed.way], [[a, b], `tls:${a}`]);
+  assertEquals([ssh.url, ssh.pins, ssh.way], [
+    "wss://127.0.0.1:18789",
+    [a],
+    "ssh:me@vps.example:18789",
+  ]);
+  assertEquals(dated.pins, [a, { sha256: b, until: "2027-01-31" }]);
+  assertStringIncludes(explainTarget(dated), `TLS fingerprint: ${a}, ${b} until 2027-01-31`);
 });
 
 Deno.test("remote mode sends its own secret and no local one", () => {
@@ -347,4 +385,191 @@ Deno.test("a loopback URL is told by its literal host", () => {
   ) {
     assertEquals(isLoopbackUrl(url), false, url);
   }
+});
+
+const REMOTES: Config = {
+  gateway: {
+    auth: { token: "local-secret" },
+    remote: { url: "wss://gw.example", token: "remote-secret" },
+  },
+  remotes: {
+    home: { transport: "ssh", sshTarget: "me@home.example", token: { env: "HOME_TOKEN" } },
+    work: { url: "wss://work.example", password: "exec:pass show work" },
+  },
+};
+
+/** Where a command goes with flags, environment and configuration that all have a wish. */
+function order(flags: TargetFlags, env: Record<string, string>, gateway: Config["gateway"]) {
+  const config = { ...REMOTES, gateway: { ...REMOTES.gateway, ...gateway } };
+  const { url, urlSource, ssh } = decide({ flags, env, config });
+  return [ssh?.target ?? url, urlSource];
+}
+
+Deno.test("flags, ZERO_GATEWAY_URL, ZERO_REMOTE and remote mode choose the gateway in this order", () => {
+  const env = { ZERO_GATEWAY_URL: "wss://env.example", ZERO_REMOTE: "work" };
+  const { ZERO_REMOTE } = env;
+  const named: Config["gateway"] = { mode: "remote", remote: { name: "home" } };
+  const remote: Config["gateway"] = { mode: "remote" };
+
+  const table = [
+    order({ url: "ws://127.0.0.1:1" }, env, named),
+    order({ port: 2 }, env, named),
+    order({ ssh: "me@else.example" }, env, named),
+    order({ remote: "work" }, env, named),
+    order({ remote: "local" }, env, named),
+    order({}, env, named),
+    order({}, { ZERO_REMOTE }, named),
+    order({}, { ZERO_REMOTE: "local" }, named),
+    order({}, { ZERO_REMOTE: " " }, named),
+    order({}, {}, remote),
+    order({}, {}, {}),
+  ];
+
+  assertEquals(table, [
+    ["ws://127.0.0.1:1", "cli --url"],
+    ["ws://127.0.0.1:2", "cli --port"],
+    ["me@else.example", "cli --ssh"],
+    ["wss://work.example", "cli --remote"],
+    ["ws://127.0.0.1:18789", "local loopback"],
+    ["wss://env.example", "env ZERO_GATEWAY_URL"],
+    ["wss://work.example", "env ZERO_REMOTE"],
+    ["ws://127.0.0.1:18789", "local loopback"],
+    ["me@home.example", "config gateway.remote.name"],
+    ["wss://gw.example", "config gateway.remote.url"],
+    ["ws://127.0.0.1:18789", "local loopback"],
+  ]);
+});
+
+Deno.test("a named remote sends its own secrets, then those of the environment, never another's", () => {
+  const env = { ZERO_GATEWAY_TOKEN: "from-env" };
+
+  const home = decide({ flags: { remote: "home" }, env, config: REMOTES });
+  const work = decide({ flags: { remote: "work" }, env, config: REMOTES });
+  const typed = decide({ flags: { remote: "work", token: "env:TYPED" }, env, config: REMOTES });
+
+  assertEquals(essence(home).slice(2), [
+    { env: "HOME_TOKEN" },
+    "config remotes.home.token",
+    undefined,
+    undefined,
+  ]);
+  assertEquals(essence(work).slice(2), [
+    "from-env",
+    "env ZERO_GATEWAY_TOKEN",
+    { exec: ["pass", "show", "work"] },
+    "config remotes.work.password",
+  ]);
+  // What was typed is the secret itself, whatever it looks like.
+  assertEquals(essence(typed).slice(2), ["env:TYPED", "flag --token", undefined, undefined]);
+});
+
+Deno.test("a remote that is not configured is a usage error, from the environment a problem", () => {
+  const error = assertThrows(
+    () => decide({ flags: { remote: "hom" }, config: REMOTES }),
+    UsageError,
+    'Cannot use the remote "hom" (cli --remote): it is not configured',
+  );
+  const fromEnv = decide({ env: { ZERO_REMOTE: "constructor" }, config: REMOTES });
+
+  assertEquals(error.hint, "One of: home, work, local");
+  assertEquals([fromEnv.problem?.code, fromEnv.way, fromEnv.token], [
+    "REMOTE_UNKNOWN",
+    undefined,
+    undefined,
+  ]);
+  assertEquals(
+    decide({ flags: { remote: "home" }, valid: false }).problem?.code,
+    "CONFIG_INVALID",
+  );
+});
+
+Deno.test("a remote behind ssh is dialled at its tunnel and known by the way to it", () => {
+  const ssh = (remote: object) =>
+    decide({ config: { gateway: { mode: "remote", remote: { transport: "ssh", ...remote } } } });
+  const pin = "ab".repeat(32);
+
+  const plain = ssh({ sshTarget: "me@vps" });
+  const full = ssh({
+    sshTarget: "vps",
+    sshIdentity: "~/.ssh/zero",
+    remotePort: 4711,
+    sshHostKeyPolicy: "accept-new",
+    url: "ws://127.0.0.1:19000",
+  });
+  const inferred = ssh({ url: "wss://gw.example" });
+  const pinned = ssh({ sshTarget: "vps", tlsFingerprint: pin });
+  const unsaid = decide({
+    config: { gateway: { mode: "remote", remote: { sshTarget: "me@vps" } } },
+  });
+
+  assertEquals(
+    [plain.url, plain.urlSource, plain.way, plain.isRemote],
+    ["ws://127.0.0.1:18789", "config gateway.remote.sshTarget", "ssh:me@vps:18789", true],
+  );
+  assertEquals(plain.ssh, {
+    name: "default",
+    target: "me@vps",
+    identity: undefined,
+    remotePort: 18_789,
+    acceptNew: false,
+    isKept: true,
+  });
+  assertEquals(full.ssh, {
+    name: "default",
+    target: "vps",
+    identity: "~/.ssh/zero",
+    remotePort: 4711,
+    localPort: 19_000,
+    acceptNew: true,
+    isKept: true,
+  });
+  assertEquals([full.url, full.way], ["ws://127.0.0.1:19000", "ssh:vps:4711"]);
+  assertEquals([inferred.ssh?.target, inferred.url], ["gw.example", "ws://127.0.0.1:18789"]);
+  assertEquals([pinned.url, pinned.pins, pinned.way], [
+    "wss://127.0.0.1:18789",
+    [pin],
+    "ssh:vps:18789",
+  ]);
+  assertEquals(unsaid.ssh?.target, "me@vps");
+});
+
+Deno.test("--ssh takes the secrets of a remote only when it is that very machine and port", () => {
+  const env = { HOME_TOKEN: "never read here" };
+  const to = (flags: TargetFlags) => {
+    const { token, tokenSource, way, ssh } = decide({ flags, env, config: REMOTES });
+    return [token, tokenSource, way, ssh?.isKept];
+  };
+
+  assertEquals(to({ ssh: "me@home.example" }), [
+    { env: "HOME_TOKEN" },
+    "config remotes.home.token",
+    "ssh:me@home.example:18789",
+    false,
+  ]);
+  for (
+    const flags of [
+      { ssh: "home.example" },
+      { ssh: "me@home.example", remotePort: 4711 },
+      { ssh: "me@home.example.evil" },
+      { ssh: "gw.example" },
+    ]
+  ) assertEquals(to(flags).slice(0, 2), [undefined, undefined], flags.ssh);
+});
+
+Deno.test("a --ssh that ssh would take for an option or for two words is refused", () => {
+  for (const ssh of ["-oProxyCommand=x", "a b", "a\nb", "", "ssh -v"]) {
+    assertThrows(() => decide({ flags: { ssh, token: "t" } }), UsageError, "Cannot use --ssh");
+  }
+  assertEquals(decide({ flags: { ssh: "ssh me@vps" } }).ssh?.target, "me@vps");
+});
+
+Deno.test("--url of a remote behind ssh dials that address and opens no tunnel", () => {
+  const url = "ws://127.0.0.1:18789";
+  const config: Config = {
+    gateway: { mode: "remote", remote: { transport: "ssh", sshTarget: "vps", url, token: "r" } },
+  };
+
+  const target = decide({ flags: { url }, config });
+
+  assertEquals([target.ssh, target.token, target.urlSource], [undefined, "r", "cli --url"]);
 });

@@ -5,6 +5,7 @@ import { zero } from "../support/cli.ts";
 import type { Json } from "../support/client.ts";
 import { newDevice } from "../support/device.ts";
 import { REMOTE, startTestGateway, type TestGateway } from "../support/gateway.ts";
+import { payload, serveNode } from "../support/node.ts";
 
 const REFUSED = { code: "AUTH_TOKEN_MISMATCH", ip: "203.0.113.7" };
 
@@ -136,6 +137,8 @@ Deno.test("the trail says of each event who did it, why and from where", async (
   }
   const { hash } = await owner.call("config.get", {});
   await owner.call("config.patch", { raw: "{ logging: { level: 'debug' } }", baseHash: hash });
+  const { hash: baseHash } = await owner.call("exec.approvals.get", {});
+  await owner.call("exec.approvals.set", { file: { version: 1 }, baseHash });
 
   const list = (await entries(gateway)).map(factsOf).reverse();
   const ip = "203.0.113.7";
@@ -268,9 +271,56 @@ Deno.test("the trail says of each event who did it, why and from where", async (
       reason: "logging.level",
       ...once,
     },
+    {
+      event: "approvals.changed",
+      by: `shared secret (${clientId})`,
+      reason: "rules replaced",
+      ...once,
+    },
   ]);
   const missing = AUDIT_EVENTS.filter((event) => !list.some((one) => one.event === event));
   assertEquals(missing, []);
+});
+
+Deno.test("changes of what may run are on the trail, whatever way they take, with the program and no argument", async () => {
+  await using gateway = await startTestGateway();
+  const owner = await gateway.connect();
+  const commands = ["system.run", "system.execApprovals.set"];
+  await using node = await serveNode(gateway, () => payload({}), { commands });
+  const { nodeId } = node;
+  const decide = async (decision: string, request: Json) => {
+    const id = crypto.randomUUID();
+    const asking = owner.call("exec.approval.request", { id, ...request });
+    await owner.event("exec.approval.requested", (one) => one.id === id);
+    await owner.call("exec.approval.resolve", { id, decision });
+    await asking;
+  };
+
+  await owner.call("exec.approvals.node.set", { nodeId, file: { version: 1 } });
+  await owner.call("node.invoke", {
+    nodeId,
+    command: "system.execApprovals.set",
+    params: { file: { version: 1 } },
+    idempotencyKey: "1",
+  });
+  await decide("allow-once", { command: "id", nodeId, argv: ["id"] });
+  await decide("deny", { command: "id", nodeId, argv: ["id"] });
+  await decide("allow-always", {
+    command: "login --password hunter2",
+    nodeId,
+    argv: ["login", "--password", "hunter2"],
+  });
+  await decide("allow-always", { command: "  git push" });
+
+  const list = (await entries(gateway)).reverse().filter(({ event }: Json) =>
+    event === "approvals.changed"
+  );
+  assertEquals(list.map(({ deviceId, reason }: Json) => [deviceId, reason]), [
+    [nodeId, "rules replaced"],
+    [nodeId, "rules replaced"],
+    [nodeId, "always allowed: login"],
+    [undefined, "always allowed: git"],
+  ]);
 });
 
 Deno.test("the trail is for admins", async () => {

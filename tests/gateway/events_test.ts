@@ -14,6 +14,7 @@ import type { Role } from "../../rpc/scope.ts";
 class Listener implements Subscriber {
   readonly role: Role;
   readonly scopes: string[];
+  protocol = 4;
   bufferedBytes = 0;
   isClosed = false;
   // deno-lint-ignore no-explicit-any
@@ -59,11 +60,14 @@ const RECEIVERS: Record<EventName, string[]> = {
   "node.pair.requested": ["pairing"],
   "node.pair.resolved": ["pairing"],
   "node.invoke.request": ["none", "read", "write", "approvals", "pairing", "node"],
+  "node.invoke.progress": ["write"],
+  "node.queue.changed": ["read", "write"],
   "device.pair.requested": ["pairing"],
   "device.pair.resolved": ["pairing"],
   "voicewake.changed": ["none", "read", "write", "approvals", "pairing", "node"],
   "exec.approval.requested": ["approvals"],
   "exec.approval.resolved": ["approvals"],
+  "system.panic": ["none", "read", "write", "approvals", "pairing", "node"],
 };
 const UNDROPPABLE = [
   "agent",
@@ -72,6 +76,7 @@ const UNDROPPABLE = [
   "health",
   "connect.challenge",
   "node.invoke.request",
+  "system.panic",
 ];
 
 Deno.test("the catalogue lists the events of the protocol", () => {

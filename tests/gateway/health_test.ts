@@ -1,6 +1,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { parseConfig } from "../../config/load.ts";
 import { Health, HealthMonitor, Status } from "../../gateway/health.ts";
+import { Sessions } from "../../gateway/sessions.ts";
 import { Store } from "../../gateway/store.ts";
 import { SystemEvents } from "../../gateway/system_events.ts";
 import { explain, problems } from "../../rpc/shape.ts";
@@ -19,7 +20,7 @@ async function monitorOf(raw: string) {
   const monitor = new HealthMonitor({
     version: "1.2.3",
     config,
-    sessionsPath: "/zero.sqlite",
+    sessions: new Sessions(store, config),
     heartbeats,
     systemEvents,
     now: () => clock.nowMs,
@@ -32,7 +33,7 @@ async function monitorOf(raw: string) {
 
 Deno.test("health has the shape of the protocol, for a gateway that has nothing yet", async () => {
   using at = await monitorOf("{}");
-  const sessions = { path: "/zero.sqlite", count: 0, recent: [] };
+  const sessions = { path: ":memory:", count: 0, recent: [] };
 
   const { health } = at.monitor.refresh();
 

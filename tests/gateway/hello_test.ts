@@ -6,6 +6,7 @@ import { HealthMonitor } from "../../gateway/health.ts";
 import { Hello } from "../../gateway/hello.ts";
 import { METHODS } from "../../gateway/methods/mod.ts";
 import { Presence } from "../../gateway/presence.ts";
+import { Sessions } from "../../gateway/sessions.ts";
 import { Store } from "../../gateway/store.ts";
 import { SystemEvents } from "../../gateway/system_events.ts";
 
@@ -23,7 +24,7 @@ async function helloOf() {
   const health = new HealthMonitor({
     version: "1.2.3",
     config,
-    sessionsPath: "/zero.sqlite",
+    sessions: new Sessions(store, config),
     heartbeats: { areEnabled: true },
     systemEvents: new SystemEvents(store),
   });

@@ -2,6 +2,7 @@ import { assert, assertEquals, assertStringIncludes } from "@std/assert";
 import { decodeLink, encodeLink, type Link } from "../../gateway/join.ts";
 import { type CliResult, zero } from "../support/cli.ts";
 import { startTestGateway, type TestGateway, type TestGatewayOptions } from "../support/gateway.ts";
+import { eventually } from "../support/process.ts";
 import { hasScript, zeroOnTerminal } from "../support/pty.ts";
 
 const LINK: Link = {
@@ -291,4 +292,59 @@ Deno.test("on a terminal the link is drawn as a QR code too, and zero join asks 
   assert(!/[█▀▄]/.test(bare.output));
   assertEquals(joined.code, 0, joined.output);
   assertStringIncludes(joined.output, `Joined ${Deno.hostname()} as operator`);
+});
+
+Deno.test("an invitation to a gateway with TLS carries its certificate, and the next one", async () => {
+  await using at = await host({ config: { gateway: { tls: { enabled: true } } } });
+  await using laptop = await Machine.make();
+  await using other = await Machine.make();
+  const { fingerprint, port } = at.gateway.running;
+  const own = new Machine(at.gateway.paths.stateDir, {
+    ...at.machine.env,
+    ZERO_STATE_DIR: at.gateway.paths.stateDir,
+  });
+  const invite = async (...flags: string[]) => {
+    const { json, stderr } = await own.run(["devices", "invite", "--json", ...flags]);
+    const link = decodeLink(json?.link ?? "");
+    assert(link, stderr);
+    return { ...link, text: json.link };
+  };
+
+  const plain = await invite();
+  const elsewhere = await invite("--address", `wss://gateway.example:${port}`);
+  const proxied = await invite("--address", "wss://gateway.example");
+  const joined = await laptop.run(["join"], plain.text);
+  const health = await laptop.run(["health"]);
+  const { json: made } = await own.run(["gateway", "cert", "rotate", "--json"]);
+  await using operator = await at.gateway.connect();
+  await eventually("it is announced", async () => {
+    const { tls } = await operator.call("health", { probe: true });
+    return tls.nextFingerprint !== undefined;
+  });
+  const both = await invite();
+  const second = await other.run(["join"], both.text);
+  const next = made.next.fingerprint;
+
+  assertEquals([plain.pin, plain.nextPin, elsewhere.pin], [fingerprint, undefined, fingerprint]);
+  assertEquals([proxied.pin, proxied.nextPin], [undefined, undefined]);
+  assertEquals([joined.code, health.code], [0, 0], joined.stderr + health.stderr);
+  assertEquals(
+    JSON.parse(await laptop.config()).gateway.remote.tlsFingerprint,
+    fingerprint,
+  );
+  assertEquals([both.pin, both.nextPin], [fingerprint, next]);
+  assertEquals(second.code, 0, second.stderr);
+  assertEquals(
+    JSON.parse(await other.config()).gateway.remote.tlsFingerprint,
+    [fingerprint, next],
+  );
+
+  await own.run(["gateway", "cert", "rotate", "--activate"]);
+  await eventually("it is served", () => at.gateway.running.fingerprint === next);
+  const after = await other.run(["health"]);
+  const stale = await laptop.run(["health"]);
+
+  assertEquals(after.code, 0, after.stderr);
+  assertEquals(stale.code, 1);
+  assertStringIncludes(stale.stderr, "gateway tls fingerprint mismatch");
 });

@@ -3,11 +3,13 @@ import { findNode } from "../../gateway/nodes_commands.ts";
 import { RpcError } from "../../rpc/error.ts";
 import { type CliResult, zero } from "../support/cli.ts";
 import type { Json, TestClient } from "../support/client.ts";
+import { newDevice } from "../support/device.ts";
 import { startTestGateway, type TestGateway } from "../support/gateway.ts";
 import {
   type Asked,
   connectNode,
   failure,
+  nodesOnce,
   payload,
   type Reply,
   serveNode,
@@ -394,4 +396,41 @@ Deno.test("a run that takes too long says so, and what cannot run asks nobody", 
   assertEquals([unable.code, away.code], [1, 1]);
   assertStringIncludes(unable.stderr, "node command not allowed");
   assertStringIncludes(away.stderr, "node not connected");
+});
+
+Deno.test("zero nodes invoke --queue leaves it to the gateway, and zero nodes queue shows and cancels it", async () => {
+  await using setup = await setUp();
+  const { gateway, run } = setup;
+  const device = await newDevice();
+  const before = await connectNode(gateway, { device, name: "Attic" });
+  await before.client.close();
+  const operator = await gateway.connect();
+  await nodesOnce(operator, ([node]) => node?.connected === false);
+  const words = ["--node", "attic", "--command", "system.which", "--params", '{"bins":["sh"]}'];
+
+  const queued = await run("nodes", "invoke", ...words, "--queue", "10m");
+  const second = await run("nodes", "invoke", ...words, "--queue", "10m");
+  const wrong = await run("nodes", "invoke", ...words, "--queue", "soon");
+  const without = await run("nodes", "invoke", ...words);
+  const cancelled = await run("nodes", "queue", "cancel", second.json.queueId.slice(0, 8));
+  const text = await run("nodes", "queue");
+  await using node = await connectNode(gateway, { device, name: "Attic" });
+  const { id } = await node.client.event("node.invoke.request");
+  await node.client.call("node.invoke.result", { id, nodeId: node.nodeId, ok: true, payload: 7 });
+  const one = await run("nodes", "queue", "list", queued.json.queueId);
+  const list = await run("nodes", "queue", "list", "--node", "attic", "--json");
+  const unknown = await run("nodes", "queue", "cancel", "00000000", "--json");
+
+  assertEquals([queued.code, queued.json.queued, queued.json.payload], [0, true, null]);
+  assertEquals(wrong.code, 2);
+  assertMatch(wrong.stderr, /Cannot read --queue "soon"/);
+  assertEquals(without.code, 1);
+  assertMatch(without.stderr, /node not connected/);
+  assertEquals([cancelled.code, cancelled.stdout], [0, "Cancelled system.which\n"]);
+  assertMatch(text.stdout, /^QUEUED +NODE +COMMAND +STATE +BY/);
+  assertMatch(text.stdout, /Attic \([0-9a-f]{12}\) +system\.which +waiting, \d+ min left/);
+  assertMatch(text.stdout, /system\.which +cancelled /);
+  assertEquals([one.json.state, one.json.payload], ["done", 7]);
+  assertEquals(list.json.entries.map(({ state }: Json) => state), ["done", "cancelled"]);
+  assertEquals([unknown.code, unknown.json.error.message], [1, "unknown queueId: 00000000"]);
 });

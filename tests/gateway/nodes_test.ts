@@ -5,7 +5,7 @@ import { RpcError } from "../../rpc/error.ts";
 import type { Json } from "../support/client.ts";
 import { newDevice } from "../support/device.ts";
 import { startTestGateway } from "../support/gateway.ts";
-import { asked, connectNode, nodesOnce, reply, serveNode } from "../support/node.ts";
+import { asked, connectNode, nodesOnce, reply, serveNode, write } from "../support/node.ts";
 import { droppedNodes, resultsBeforeClose } from "../soak/nodes.ts";
 
 const WHICH = { command: "system.which", idempotencyKey: "key-1" };
@@ -382,6 +382,172 @@ Deno.test("a removed node is disconnected and forgotten", async () => {
   assertEquals([code, reason], [4001, "node removed"]);
   assertEquals((await operator.call("node.list", {})).nodes, []);
   assertEquals(again.message, "unknown nodeId");
+});
+
+const STREAMING = { params: { caps: ["system", "invoke.progress"] } };
+const OUT = { seq: 0, stream: "stdout" as const, data: "a\nß" };
+const ERR = { seq: 1, stream: "stderr" as const, data: "oh" };
+const IGNORED = { ok: true, ignored: true };
+
+Deno.test("what a command writes while it runs reaches the connection that asked, and no other", async () => {
+  await using gateway = await startTestGateway();
+  for (const jsonrpc of [false, true]) {
+    const device = await newDevice();
+    const operator = await gateway.connect({ device, jsonrpc });
+    const other = await gateway.connect({ device });
+    await using node = await connectNode(gateway, STREAMING);
+    const { nodeId } = node;
+    const invoking = operator.call("node.invoke", { nodeId, ...WHICH, progress: true });
+
+    const request = await asked(node);
+    const answers = [await write(node, request, OUT), await write(node, request, ERR)];
+    const pieces = [
+      await operator.event("node.invoke.progress"),
+      await operator.event("node.invoke.progress"),
+    ];
+    await reply(node, request, { payload: 1 });
+    await other.call("health", {});
+
+    assertEquals(request.progress, true);
+    assertEquals(answers, [{ ok: true }, { ok: true }]);
+    assertEquals(pieces, [
+      { idempotencyKey: "key-1", nodeId, ...OUT },
+      { idempotencyKey: "key-1", nodeId, ...ERR },
+    ]);
+    assertEquals((await invoking).payload, 1);
+    assert(!other.untakenEvents.includes("node.invoke.progress"));
+  }
+});
+
+Deno.test("gateways say among methods and events that they pass on what commands write", async () => {
+  await using gateway = await startTestGateway();
+
+  const { hello: { features } } = await gateway.connect();
+
+  assert(features.methods.includes("node.invoke.progress"));
+  assert(features.events.includes("node.invoke.progress"));
+});
+
+Deno.test("what nobody asked for, or what comes too late or from elsewhere, is ignored", async () => {
+  await using gateway = await startTestGateway();
+  const operator = await gateway.connect();
+  await using node = await connectNode(gateway, STREAMING);
+  await using plain = await connectNode(gateway);
+  const invoke = (nodeId: string, progress?: boolean) =>
+    operator.call("node.invoke", { nodeId, ...WHICH, progress });
+
+  const unasked = invoke(node.nodeId);
+  const unaskedRequest = await asked(node);
+  const answers = [await write(node, unaskedRequest, OUT)];
+  await reply(node, unaskedRequest, {});
+  const unable = invoke(plain.nodeId, true);
+  const unableRequest = await asked(plain);
+  answers.push(await write(plain, unableRequest, OUT));
+  await reply(plain, unableRequest, {});
+  const ended = invoke(node.nodeId, true);
+  const endedRequest = await asked(node);
+  const stolen = { ...endedRequest, nodeId: plain.nodeId };
+  answers.push(await write(plain, stolen, OUT));
+  await reply(node, endedRequest, {});
+  answers.push(await write(node, endedRequest, OUT));
+  await Promise.all([unasked, unable, ended]);
+  await operator.call("health", {});
+
+  assertEquals(answers, [IGNORED, IGNORED, IGNORED, IGNORED]);
+  assertEquals([unaskedRequest.progress, unableRequest.progress], [undefined, undefined]);
+  assert(!operator.untakenEvents.includes("node.invoke.progress"));
+});
+
+Deno.test("progress counts only over the connection that the invocation went over", async () => {
+  await using gateway = await startTestGateway();
+  const operator = await gateway.connect();
+  const device = await newDevice();
+  const old = await connectNode(gateway, { device, ...STREAMING });
+  const invoking = operator.call("node.invoke", {
+    nodeId: old.nodeId,
+    ...WHICH,
+    progress: true,
+  });
+  const request = await asked(old);
+  // It does not read that it is replaced, and so stays half open.
+  old.client.socket.pause();
+  await using fresh = await connectNode(gateway, { device, ...STREAMING });
+
+  const answer = await write(fresh, request, OUT);
+  await reply(fresh, request, { payload: 1 });
+
+  assertEquals(answer, IGNORED);
+  assertEquals((await invoking).payload, 1);
+  await old.client.socket.terminate();
+});
+
+Deno.test("progress has a form: a stream, a number, and so much text at most", async () => {
+  await using gateway = await startTestGateway();
+  await using node = await connectNode(gateway, STREAMING);
+  const tell = (change: Record<string, unknown>) =>
+    node.client.refused("node.invoke.progress", {
+      id: "i",
+      nodeId: node.nodeId,
+      ...OUT,
+      ...change,
+    });
+
+  const posing = await tell({ nodeId: "somebody" });
+  const stream = await tell({ stream: "stdin" });
+  const seq = await tell({ seq: -1 });
+  const long = await tell({ data: "x".repeat(16_385) });
+
+  assertEquals(posing.message, "nodeId mismatch");
+  assertStringIncludes(stream.message, "at /stream: must be equal to one of the allowed values");
+  assertStringIncludes(seq.message, "at /seq: must be >= 0");
+  assertStringIncludes(long.message, "at /data: must NOT have more than 16384 characters");
+});
+
+Deno.test("a caller that does not read misses progress, and never the result", async () => {
+  await using gateway = await startTestGateway();
+  const operator = await gateway.connect();
+  await using node = await connectNode(gateway, STREAMING);
+  const { nodeId } = node;
+  const { socket } = operator;
+  socket.send({
+    type: "req",
+    id: "invoke",
+    method: "node.invoke",
+    params: { nodeId, ...WHICH, progress: true },
+  });
+  const request = await asked(node);
+  socket.pause();
+  const data = "\u0001".repeat(16_384);
+
+  let seq = 0;
+  const piece = () => ({ seq: seq++, stream: "stdout" as const, data });
+  while (!(await write(node, request, piece())).ignored) assert(seq < 5_000, "all were taken");
+  const further = await write(node, request, piece());
+  await reply(node, request, { payload: "whole" });
+  socket.resume();
+  const { payload } = await socket.take(({ id }) => id === "invoke");
+
+  assertEquals([further, payload.payload], [IGNORED, "whole"]);
+  const seqs = socket.waiting.filter(({ event }) => event === "node.invoke.progress")
+    .map(({ payload }) => payload.seq);
+  assertEquals(seqs, seqs.map((_, index) => index));
+  assert(seqs.length > 0 && seqs.length < seq);
+});
+
+Deno.test("a node that falls silent is given up, and what it was asked fails at once", async () => {
+  await using gateway = await startTestGateway({ pingIntervalMs: 500 });
+  const operator = await gateway.connect();
+  const node = await connectNode(gateway);
+  const { nodeId } = node;
+  node.client.socket.pause();
+
+  const error = await operator.refused("node.invoke", { nodeId, ...WHICH, timeoutMs: 600_000 });
+  const [{ connected }] = await nodesOnce(operator, ([one]) => !one.connected);
+
+  assertEquals([error.code, error.details.delivery], ["UNAVAILABLE", "unknown"]);
+  assertStringIncludes(error.message, "node disconnected (system.which)");
+  assertEquals(connected, false);
+  await node.client.socket.terminate();
 });
 
 Deno.test("many invocations at once each get their own answer, in whatever order", async () => {

@@ -29,6 +29,9 @@ Deno.test("what is safe may start", () => {
     { flags: { token: "t" }, host: "100.64.0.1" },
     { flags: { password: "p" }, host: "0.0.0.0" },
     { gateway: { trustedProxies: ["10.0.0.1"] } },
+    { gateway: { tailscale: { mode: "serve" } } },
+    { gateway: { tailscale: { mode: "funnel" }, auth: { password: "p" } } },
+    { gateway: { bind: "tailnet", auth: { token: "t" } } },
   ];
 
   for (const one of starts) start(one);
@@ -45,9 +48,14 @@ Deno.test("what is unsafe is refused with what stands in the way and what mends 
       "zero config set gateway.mode local",
     ],
     [
-      { gateway: { tailscale: { mode: "serve" } } },
-      "this version does not set Tailscale up",
-      "tailscale serve --bg 18789",
+      { gateway: { bind: "tailnet" } },
+      noAuth("tailnet"),
+      "zero config set gateway.auth.token",
+    ],
+    [
+      { gateway: { bind: "tailnet", tailscale: { mode: "serve" }, auth: { token: "t" } } },
+      "tailscale serve needs gateway.bind=loopback (current: tailnet)",
+      "zero config set gateway.bind loopback",
     ],
     [{ gateway: { auth: { mode: "password" } } }, "there is no password", "ZERO_GATEWAY_PASSWORD"],
     [{ flags: { auth: "password" } }, "there is no password", "ZERO_GATEWAY_PASSWORD"],

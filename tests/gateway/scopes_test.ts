@@ -9,7 +9,7 @@ type Access = "any" | "node" | "read" | "write" | "approvals" | "pairing" | "adm
 /** Protocol §6.2 with D11 and D23, as they stand there: scope → methods. */
 const TABLE: Record<Access, string> = {
   any: "gateway.call rpc.discover",
-  node: "node.invoke.result node.event skills.bins",
+  node: "node.invoke.result node.invoke.progress node.event skills.bins",
   approvals: "exec.approval.request exec.approval.resolve exec.approval.list",
   pairing: "node.pair.request node.pair.list node.pair.approve node.pair.reject node.pair.verify " +
     "node.pair.remove node.rename device.pair.list device.pair.approve device.pair.reject " +
@@ -17,11 +17,13 @@ const TABLE: Record<Access, string> = {
     "device.invite.create device.invite.list device.invite.revoke",
   read: "health status logs.tail channels.status usage.status usage.cost tts.status " +
     "tts.providers models.list agents.list agent.identity.get skills.status voicewake.get " +
-    "sessions.list sessions.preview cron.list cron.status cron.runs system-presence " +
+    "sessions.list sessions.preview sessions.describe sessions.search sessions.export " +
+    "sessions.subscribe sessions.messages.subscribe sessions.messages.unsubscribe " +
+    "cron.list cron.status cron.runs system-presence " +
     "last-heartbeat node.list node.describe chat.history telemetry.summary memory.search " +
     "system.smartScan docs.list docs.get tasks.list node.queue.list events.replay",
   write: "send agent agent.wait wake talk.mode tts.enable tts.disable tts.convert " +
-    "tts.setProvider voicewake.set node.invoke chat.send chat.abort system.panic " +
+    "tts.setProvider voicewake.set node.invoke chat.send sessions.send chat.abort system.panic " +
     "node.queue.cancel",
   admin: "config.get config.schema config.set config.patch config.apply update.run " +
     "update.status exec.approvals.get exec.approvals.set exec.approvals.node.get " +
@@ -29,7 +31,7 @@ const TABLE: Record<Access, string> = {
     "cron.add cron.update cron.remove cron.run sessions.patch sessions.reset sessions.delete " +
     "sessions.compact sessions.resolve chat.inject poll system-event set-heartbeats audit.list " +
     "wizard.start wizard.next wizard.cancel wizard.status web.login.start web.login.wait " +
-    "system.applyRecommendations system.applyPersona",
+    "system.applyRecommendations system.applyPersona pairing.list pairing.approve pairing.remove",
 };
 /** §6.2: what protocol 4 clients expect with less. */
 const READ_ON_V4 = ["config.get", "sessions.resolve"];

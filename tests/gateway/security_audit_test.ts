@@ -13,13 +13,16 @@ interface Given {
   env?: Record<string, string>;
   files?: Facts["files"];
   units?: Facts["units"];
+  certificate?: Facts["certificate"];
 }
 
 /** Facts of an installation in which nothing is wrong but what a test puts there. */
-function factsOf({ gateway = {}, config = {}, env = {}, files = [], units = [] }: Given): Facts {
+function factsOf(
+  { gateway = {}, config = {}, env = {}, files = [], units = [], certificate }: Given,
+): Facts {
   const reading = { config: { gateway, ...config } } as unknown as ConfigReading;
   const settings = gatewaySettings({ env, config: reading.config });
-  return { reading, settings, env, files, units, nowMs: NOW_MS };
+  return { reading, settings, env, files, units, certificate, nowMs: NOW_MS };
 }
 
 function judged(given: Given): Finding[] {
@@ -28,6 +31,19 @@ function judged(given: Given): Finding[] {
 
 function file(change: Partial<Facts["files"][number]>): Facts["files"][number] {
   return { path: "/s/f", isDirectory: false, mode: 0o600, isOwn: true, isLink: false, ...change };
+}
+
+/** A certificate that ends so many days from now. */
+function certificateFor(days: number): NonNullable<Facts["certificate"]> {
+  const info = {
+    fingerprint: "ab".repeat(32),
+    subject: "CN=zero-gateway",
+    names: ["localhost"],
+    notBeforeMs: 0,
+    notAfterMs: NOW_MS + days * 86_400_000,
+    isSelfSigned: true,
+  };
+  return { path: "/s/gateway-cert.pem", info };
 }
 
 Deno.test("nothing is found where nothing is wrong", () => {
@@ -42,6 +58,9 @@ Deno.test("nothing is found where nothing is wrong", () => {
     { files: [file({}), file({ isDirectory: true, mode: 0o700 }), file({ mode: 0o400 })] },
     { units: [unit, { ...unit, text: "Environment=ZERO_GATEWAY_PORT=18789" }] },
     { env: { ZERO_ALLOW_INSECURE_WS: "0" } },
+    { certificate: certificateFor(31) },
+    { certificate: { path: "/s/gateway-cert.pem" } },
+    { gateway: { bind: "lan", auth: { token: LONG }, tls: { enabled: true } } },
     { config: { browser: { controlUrl: "http://127.0.0.1:18791" } } },
     { config: { browser: { controlUrl: "http://10.0.0.7:18791", controlToken: LONG } } },
   ];
@@ -56,7 +75,11 @@ Deno.test("each mistake has a name, a level, what was seen and a fix", () => {
   const auth = (settings: Record<string, unknown>) => ({ gateway: { auth: settings } });
   const quiet = { silentPairing: false };
   const path = "/etc/systemd/system/zero.service";
+  const problem = "gateway tls: cert/key missing";
   const rows: [Given, id: string, level: string, detail: string][] = [
+    [{ certificate: certificateFor(30) }, "tls.expires", "warn", "/s/gateway-cert.pem"],
+    [{ certificate: certificateFor(-1) }, "tls.expired", "critical", "/s/gateway-cert.pem"],
+    [{ certificate: { path: "/s/c", problem } }, "tls.unusable", "critical", problem],
     [
       { gateway: { bind: "lan", auth: { token: LONG } } },
       "bind.plaintext",
@@ -278,7 +301,7 @@ Deno.test("--fix mends the modes and nothing else, and says so", async () => {
     level: "warn",
     title: "Others on the network can read what is sent",
     detail: "gateway.bind is lan, and the port speaks plain ws://",
-    fix: "zero config set gateway.bind loopback, and reach it through an SSH tunnel",
+    fix: "zero config set gateway.tls.enabled true, or gateway.bind loopback and an SSH tunnel",
     fixable: false,
   };
   assertEquals(fixed.json, { ok: false, findings: [finding], repaired: fixed.json.repaired });

@@ -3,11 +3,19 @@ import {
   accessOf,
   Dispatcher,
   type DispatchOptions,
+  lastOutcome,
   MAX_PROBLEMS,
   type Outcome,
 } from "../../rpc/dispatch.ts";
 import { RpcError } from "../../rpc/error.ts";
-import type { CallContext, Method, MethodSpec, Requester } from "../../rpc/method.ts";
+import {
+  type Answer,
+  type CallContext,
+  type Method,
+  type MethodSpec,
+  type Requester,
+  TwoAnswers,
+} from "../../rpc/method.ts";
 import { integer, list, object, optional, text } from "../../rpc/shape.ts";
 
 type Spec = Partial<MethodSpec<CallContext, Record<string, unknown>, unknown>>;
@@ -306,4 +314,43 @@ Deno.test("the scope asked for may be a lesser one on protocol 4", () => {
   assertEquals(accessOf(relaxed, 3), "operator.admin");
   assertEquals(accessOf(relaxed, 4), "operator.read");
   assertEquals(accessOf({ scope: "operator.write" }, 4), "operator.write");
+});
+
+Deno.test("a method that answers twice gives the first at once and the last when it is there", async () => {
+  const last = Promise.withResolvers<Answer>();
+  const twice = entry("twice", { handle: () => new TwoAnswers({ n: 1 }, last.promise) });
+  const { dispatcher } = dispatcherOf([twice]);
+
+  const first = dispatcher.dispatch("twice", {}, { caller: OPERATOR }) as Outcome;
+  const final = lastOutcome(first);
+  last.resolve({ ok: true, payload: { n: 2 } });
+
+  assert(first.ok);
+  assertEquals(first.payload, { n: 1 });
+  assertEquals(await final, { ok: true, payload: { n: 2 } });
+});
+
+Deno.test("a last answer that failed keeps what it has to tell, and is no refused call", async () => {
+  const error = new RpcError("UNAVAILABLE", "it failed");
+  const failed = Promise.resolve<Answer>({ ok: false, error, payload: { n: 3 } });
+  const twice = entry("twice", { handle: () => new TwoAnswers({ n: 1 }, failed) });
+
+  const outcome = await lastOutcome(
+    dispatcherOf([twice]).dispatcher.dispatch("twice", {}, { caller: OPERATOR }),
+  );
+
+  assertEquals(outcome, { ok: false, error, payload: { n: 3 }, refused: false });
+});
+
+Deno.test("both answers are checked against the shape of the result", async () => {
+  const odd = Promise.resolve<Answer>({ ok: true, payload: { n: "two" } });
+  const twice = entry("twice", { handle: () => new TwoAnswers({ n: 1 }, odd) });
+
+  const outcome = await lastOutcome(
+    dispatcherOf([twice], { checkResults: true }).dispatcher.dispatch("twice", {}, {
+      caller: OPERATOR,
+    }),
+  );
+
+  assert(!outcome.ok && outcome.error.code === "UNAVAILABLE");
 });

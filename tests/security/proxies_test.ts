@@ -1,6 +1,6 @@
 // Between the client and the gateway: reverse proxies and what they say of the client, web pages and
-// names that are not ours, Tailscale (X2, X3, X10, X11, D3–D5). nginx is a real one, with the lines
-// that the documentation gives; without nginx those tests are left out and say so.
+// names that are not ours, Tailscale (X2, X3, X10, X11, D3–D5). nginx and Caddy are real ones, with
+// the lines that the documentation gives; without them those tests are left out and say so.
 
 import { assert, assertEquals } from "@std/assert";
 import { systemRunner } from "../../tunnel/process.ts";
@@ -11,7 +11,8 @@ import { startTestGateway, type TestGateway, TOKEN } from "../support/gateway.ts
 import { freePort } from "../support/process.ts";
 import { RawSocket } from "../support/raw_socket.ts";
 
-const NGINX = await findNginx();
+const NGINX = await findProxy(["nginx", "/usr/sbin/nginx"], "-v");
+const CADDY = await findProxy(["caddy"], "version");
 /** An address of this machine that is not loopback: whoever uses it comes from there. */
 const OWN_ADDRESS = Deno.networkInterfaces().find(({ family, address }) =>
   family === "IPv4" && !address.startsWith("127.")
@@ -19,21 +20,21 @@ const OWN_ADDRESS = Deno.networkInterfaces().find(({ family, address }) =>
 const NAME = "zero.example.org";
 const READ = ["operator.read"];
 
-async function findNginx(): Promise<string | undefined> {
-  for (const command of ["nginx", "/usr/sbin/nginx"]) {
-    const found = await new Deno.Command(command, { args: ["-v"] }).output()
+async function findProxy(commands: string[], version: string): Promise<string | undefined> {
+  for (const command of commands) {
+    const found = await new Deno.Command(command, { args: [version] }).output()
       .then(({ success }) => success, () => false);
     if (found) return command;
   }
-  console.log("nginx is not installed: the tests behind a real proxy are left out");
+  console.log(`skipped: what stands behind ${commands[0]}, it is not installed`);
 }
 
-/** The `location` block of the documentation, in front of another port. */
-async function documentedLocation(port: number): Promise<string> {
+/** The block of the documentation in a language, in front of another port. */
+async function documented(language: string, port: number): Promise<string> {
   const page = await Deno.readTextFile(new URL("../../docs/security.md", import.meta.url));
-  const [, block] = /```nginx\n([\s\S]*?)```/.exec(page)!;
-  assert(block.includes("http://127.0.0.1:18789;"), block);
-  return block.replace("http://127.0.0.1:18789;", `http://127.0.0.1:${port};`);
+  const [, block] = page.split("```" + language + "\n")[1].match(/^([\s\S]*?)```/)!;
+  assert(block.includes("127.0.0.1:18789"), block);
+  return block.replace("127.0.0.1:18789", `127.0.0.1:${port}`);
 }
 
 /** A real nginx that passes everything on to a port, on all addresses. */
@@ -49,12 +50,40 @@ async function startNginx(target: number) {
        fastcgi_temp_path ${directory}/f; uwsgi_temp_path ${directory}/u; scgi_temp_path ${directory}/s;
        server {
          listen ${port}; listen [::]:${port};
-         ${await documentedLocation(target)}
+         ${await documented("nginx", target)}
        }
      }`,
   );
-  const child = new Deno.Command(NGINX!, {
-    args: ["-p", directory, "-c", `${directory}/nginx.conf`],
+  return await runProxy(NGINX!, ["-p", directory, "-c", `${directory}/nginx.conf`], {
+    port,
+    directory,
+  });
+}
+
+/** A real Caddy that passes everything on to a port, on all addresses and without TLS. */
+async function startCaddy(target: number) {
+  const directory = await Deno.makeTempDir({ prefix: "zero-caddy-" });
+  const port = freePort();
+  const site = await documented("caddyfile", target);
+  assert(site.startsWith(`${NAME} {`), site);
+  await Deno.writeTextFile(
+    `${directory}/Caddyfile`,
+    `{\n admin off\n auto_https off\n}\n${site.replace(NAME, `:${port}`)}`,
+  );
+  return await runProxy(CADDY!, ["run", "--config", `${directory}/Caddyfile`], {
+    port,
+    directory,
+  });
+}
+
+async function runProxy(
+  command: string,
+  args: string[],
+  { port, directory }: { port: number; directory: string },
+) {
+  const child = new Deno.Command(command, {
+    args,
+    env: { HOME: directory, XDG_DATA_HOME: directory, XDG_CONFIG_HOME: directory },
     stdin: "null",
     stdout: "null",
     stderr: "null",
@@ -63,7 +92,7 @@ async function startNginx(target: number) {
     isUp = await Deno.connect({ port, hostname: "127.0.0.1" })
       .then((connection) => (connection.close(), true), () => false);
     const ended = await Promise.race([child.status, new Promise((go) => setTimeout(go, 20))]);
-    if (ended) throw new Error(await Deno.readTextFile(`${directory}/error.log`));
+    if (ended) throw new Error(`${command} ended; what it was given is in ${directory}`);
   }
   return {
     port,
@@ -76,12 +105,18 @@ async function startNginx(target: number) {
 }
 
 /** A gateway that is configured as the documentation says, behind one proxy or several. */
-async function startBehind({ proxies = 1, gateway = {} as Record<string, unknown> } = {}) {
+async function startBehind(
+  { proxies = 1, start = startNginx, gateway = {} }: {
+    proxies?: number;
+    start?: typeof startNginx;
+    gateway?: Record<string, unknown>;
+  } = {},
+) {
   await using parts = new AsyncDisposableStack();
   const settings = { trustedProxies: ["127.0.0.1"], allowedHosts: [NAME], ...gateway };
   const running = parts.use(await startTestGateway({ config: { gateway: settings } }));
   let port = running.port;
-  for (let count = 0; count < proxies; count++) port = parts.use(await startNginx(port)).port;
+  for (let count = 0; count < proxies; count++) port = parts.use(await start(port)).port;
   const owned = parts.move();
   return { gateway: running, port, [Symbol.asyncDispose]: () => owned.disposeAsync() };
 }
@@ -145,11 +180,17 @@ const SPOOFS: Record<string, string[]> = {
   ],
 };
 
-for (const proxies of [1, 2]) {
-  Deno.test(`behind ${proxies} nginx the real client is seen, whatever it says of itself`, {
-    ignore: !NGINX || !OWN_ADDRESS,
+for (
+  const { name, proxies, start, isThere } of [
+    { name: "one nginx", proxies: 1, start: startNginx, isThere: NGINX },
+    { name: "two nginx", proxies: 2, start: startNginx, isThere: NGINX },
+    { name: "Caddy", proxies: 1, start: startCaddy, isThere: CADDY },
+  ]
+) {
+  Deno.test(`behind ${name} the real client is seen, whatever it says of itself`, {
+    ignore: !isThere || !OWN_ADDRESS,
   }, async (t) => {
-    await using at = await startBehind({ proxies });
+    await using at = await startBehind({ proxies, start });
     const address = OWN_ADDRESS!;
     for (const [name, lines] of Object.entries(SPOOFS)) {
       await t.step(name, async () => {

@@ -1,6 +1,7 @@
 // Nodes that come and go: results sent on the way out, many dropped at once, one that stops answering.
 
 import { assert, assertEquals } from "@std/assert";
+import { spawnZero } from "../support/cli.ts";
 import type { Json } from "../support/client.ts";
 import { newDevice } from "../support/device.ts";
 import { startTestGateway } from "../support/gateway.ts";
@@ -67,37 +68,48 @@ export async function droppedNodes({ nodes, times }: { nodes: number; times: num
   return { nodes, "times dropped": times, registrations: ids.length };
 }
 
-/** A node that stops reading and writing without closing: found by its silence. */
+/** A real `zero node run` that is stopped by SIGSTOP, so that its socket stays open: found by its silence. */
 export async function silentNode() {
   await using gateway = await startTestGateway();
   const operator = await gateway.connect();
-  const node = await connectNode(gateway);
-  const answer = operator.socket;
-  const begin = performance.now();
-  node.client.socket.pause();
-  answer.send({
-    type: "req",
-    id: "invoke",
-    method: "node.invoke",
-    params: {
-      nodeId: node.nodeId,
-      command: "system.which",
-      idempotencyKey: "1",
-      timeoutMs: 120_000,
-    },
+  const home = await Deno.makeTempDir({ prefix: "zero-silent-" });
+  const child = spawnZero(["node", "run", "--port", String(gateway.port)], {
+    home,
+    env: { ZERO_GATEWAY_TOKEN: gateway.token },
   });
-  while (!answer.waiting.some(({ id }) => id === "invoke")) {
-    // Some answer comes well within every deadline: ticks and our own calls keep coming.
-    await operator.call("health", {});
-    await new Promise((resolve) => setTimeout(resolve, 250));
-    assert(performance.now() - begin < 45_000, "the node was not given up within 45 s");
+  const output = child.output();
+  try {
+    const [{ nodeId }] = await nodesOnce(operator, ([node]) => node?.connected);
+    const begin = performance.now();
+    child.kill("SIGSTOP");
+    const { socket } = operator;
+    socket.send({
+      type: "req",
+      id: "invoke",
+      method: "node.invoke",
+      params: { nodeId, command: "system.which", idempotencyKey: "1", timeoutMs: 120_000 },
+    });
+    while (!socket.waiting.some(({ id }) => id === "invoke")) {
+      // Some answer comes well within every deadline: ticks and our own calls keep coming.
+      await operator.call("health", {});
+      await new Promise((resolve) => setTimeout(resolve, 250));
+      assert(performance.now() - begin < 45_000, "the node was not given up within 45 s");
+    }
+    const { error } = await socket.take(({ id }) => id === "invoke");
+    const seconds = (performance.now() - begin) / 1_000;
+    assertEquals([error.code, error.details.delivery], ["UNAVAILABLE", "unknown"]);
+    const [{ connected }] = (await operator.call("node.list", {})).nodes;
+    assertEquals(connected, false);
+    child.kill("SIGCONT");
+    await nodesOnce(operator, ([node]) => node.connected);
+    const backAfter = (performance.now() - begin) / 1_000 - seconds;
+    return {
+      "given up after": `${seconds.toFixed(1)} s`,
+      "back after SIGCONT within": `${backAfter.toFixed(1)} s`,
+    };
+  } finally {
+    child.kill("SIGKILL");
+    await output;
+    await Deno.remove(home, { recursive: true });
   }
-  const { error } = await answer.take(({ id }) => id === "invoke");
-  const seconds = (performance.now() - begin) / 1_000;
-  assertEquals([error.code, error.details.delivery], ["UNAVAILABLE", "unknown"]);
-  const [{ connected }] = (await operator.call("node.list", {})).nodes;
-  assertEquals(connected, false);
-  node.client.socket.resume();
-  await node.client.socket.terminate();
-  return { "given up after": `${seconds.toFixed(1)} s` };
 }

@@ -10,6 +10,7 @@ import { refusedCalls } from "./refused_calls.ts";
 import { silentSockets } from "./silent_sockets.ts";
 import { slowReader } from "./slow_reader.ts";
 import { connectionStorm } from "./storm.ts";
+import { tunnelChaos } from "./tunnel_chaos.ts";
 
 type Figures = Record<string, string | number>;
 
@@ -28,6 +29,7 @@ const RUNS: Record<string, () => Promise<Figures>> = {
   results: () => resultsBeforeClose({ rounds: 10_000 }),
   dropped: () => droppedNodes({ nodes: 200, times: 20 }),
   "silent-node": () => silentNode(),
+  tunnel: () => tunnelChaos({ rounds: 50, lanes: 5 }),
   lifetime: () => lifetime({ rounds: 30, clients: 500 }),
 };
 

@@ -1,4 +1,4 @@
-// A self-signed certificate for 127.0.0.1 and localhost, and its key: for tests of TLS pins only.
+// A self-signed certificate for 127.0.0.1 and localhost, and its key: for tests of TLS only.
 
 export const CERTIFICATE = `-----BEGIN CERTIFICATE-----
 MIIBmjCCAUGgAwIBAgIUQA0XyP5BSVghzHnHccYDIHuKTjUwCgYIKoZIzj0EAwIw
@@ -23,3 +23,24 @@ rCsSGBs5vKbp7tFD65EWhUlf+/v4rIIM25ZCGFzxBUHwycw4OWbnPQmM
 /** SHA-256 of the certificate, as openssl prints it. */
 export const FINGERPRINT =
   "74:38:C3:EA:2A:B5:2F:E4:83:89:D9:1B:A3:5A:27:95:F9:44:E7:AF:BE:8C:37:18:23:59:E7:EF:A2:60:51:C8";
+
+/** For the same names, signed by the certificate above: for who trusts that one as an authority. */
+export const LEAF_CERTIFICATE = `-----BEGIN CERTIFICATE-----
+MIIBmTCCAT6gAwIBAgIUFZvY0+X+O6GN5wD+wVVyroLXIyMwCgYIKoZIzj0EAwIw
+FDESMBAGA1UEAwwJemVyby10ZXN0MCAXDTI2MTEyMjE4MTkzOFoYDzIxMjYxMDI5
+MTgxOTM4WjAUMRIwEAYDVQQDDAl6ZXJvLWxlYWYwWTATBgcqhkjOPQIBBggqhkjO
+PQMBBwNCAASJsWVr63Ff/0QZTxP9PUzYEnjZqMMTZOoUw8y0gHXWDAuHSFDj+Eio
+TvLtsLfrNPeRo65TSzv51I7M8LR9cmqRo2wwajAaBgNVHREEEzARhwR/AAABggls
+b2NhbGhvc3QwDAYDVR0TAQH/BAIwADAdBgNVHQ4EFgQUIRnmmJ4+0qVK3MjiXGIH
+wjTOwIYwHwYDVR0jBBgwFoAUvQBV4CgRhr0MhiZgCxRhi39FlkcwCgYIKoZIzj0E
+AwIDSQAwRgIhALTrWdQCyab0n7VMW/kKpTCtMlaeq+mRhyFcd+rFkMcYAiEAhPd8
+n1l3jb9n09fhf3ikpOeNE5BASLC6Ud4qbRdLKf4=
+-----END CERTIFICATE-----
+`;
+
+export const LEAF_KEY = `-----BEGIN PRIVATE KEY-----
+MIGHAgEAMBMGByqGSM49AgEGCCqGSM49AwEHBG0wawIBAQQgNy+FJxtfwZWhf1fg
+6PGPIUVCt/CaqITMkNwkls8kZY2hRANCAASJsWVr63Ff/0QZTxP9PUzYEnjZqMMT
+ZOoUw8y0gHXWDAuHSFDj+EioTvLtsLfrNPeRo65TSzv51I7M8LR9cmqR
+-----END PRIVATE KEY-----
+`;

@@ -8,6 +8,8 @@ export interface CliOptions {
   home: string;
   env?: Readonly<Record<string, string>>;
   stdin?: string;
+  /** The network namespace it runs in. */
+  namespace?: string;
 }
 
 export interface CliResult {
@@ -45,14 +47,17 @@ export async function zero(
 /** For what runs until it is stopped. */
 export function spawnZero(
   args: readonly string[],
-  { home, env = {} }: Omit<CliOptions, "stdin">,
+  { home, env = {}, namespace }: Omit<CliOptions, "stdin">,
   stdin: "null" | "piped" = "null",
 ): Deno.ChildProcess {
   const inherited = Deno.env.toObject();
   const cache = inherited.DENO_DIR ??
     `${inherited.XDG_CACHE_HOME ?? `${inherited.HOME}/.cache`}/deno`;
-  return new Deno.Command(Deno.execPath(), {
-    args: ["run", "-A", "--no-check", "--config", CONFIG, MAIN, ...args],
+  const program = [Deno.execPath(), "run", "-A", "--no-check", "--config", CONFIG, MAIN];
+  const within = namespace ? ["ip", "netns", "exec", namespace] : [];
+  const [command, ...before] = [...within, ...program];
+  return new Deno.Command(command, {
+    args: [...before, ...args],
     cwd: home,
     clearEnv: true,
     env: {

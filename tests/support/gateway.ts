@@ -7,6 +7,7 @@ import { type Paths, resolvePaths } from "../../config/paths.ts";
 import type { GatewayFlags } from "../../config/settings.ts";
 import { type Interfaces, readInterfaces } from "../../gateway/bind.ts";
 import { type Farewell, type RunningGateway, startGateway } from "../../gateway/start.ts";
+import type { ModelSource } from "../../gateway/agent/runs.ts";
 import type { ProcessRunner } from "../../tunnel/process.ts";
 import { type ConnectOptions, handshake, type Json, type Refused } from "./client.ts";
 import { TestClient, TestSocket } from "./client.ts";
@@ -25,6 +26,10 @@ export interface TestGatewayOptions {
   env?: Record<string, string>;
   /** Stands in for every child the gateway starts; absent: no program is there. */
   runner?: ProcessRunner;
+  /** What the agent thinks with; absent: what the configuration names. */
+  models?: ModelSource;
+  /** How often silent peers are pinged. */
+  pingIntervalMs?: number;
   /** A directory that outlives the gateway. */
   stateDir?: string;
   interfaces?: Interfaces;
@@ -63,7 +68,7 @@ export interface Applicant {
 export interface TestGateway extends AsyncDisposable {
   readonly running: RunningGateway;
   readonly paths: Paths;
-  /** `ws://127.0.0.1:<port>` */
+  /** `ws://127.0.0.1:<port>`, with TLS `wss://` */
   readonly url: string;
   readonly port: number;
   /** The shared secret; "" where there is none. */
@@ -126,13 +131,15 @@ export async function startTestGateway(options: TestGatewayOptions = {}): Promis
         firstRestart.resolve({ reason, delayMs });
       },
       runner: options.runner ?? NO_PROGRAMS,
+      models: options.models,
+      pingIntervalMs: options.pingIntervalMs,
       checkResults: true,
     }),
   );
   // What a test connects and does not close must not outlive the gateway.
   const clients = parts.use(new AsyncDisposableStack());
   const { port, settings: { auth } } = running;
-  const url = `ws://127.0.0.1:${port}`;
+  const url = `${running.settings.tls.enabled.value ? "wss" : "ws"}://127.0.0.1:${port}`;
   const token = auth.token.value ??
     (auth.mode.value === "token" ? (await Deno.readTextFile(paths.tokenFile)).trim() : "");
   const password = auth.password.value;

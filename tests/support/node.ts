@@ -11,6 +11,8 @@ export interface Asked {
   command: string;
   params: Json;
   timeoutMs: number;
+  /** Its caller wants to see what it writes while it runs. */
+  progress?: boolean;
 }
 
 /** What it answers beside `id` and `nodeId`; undefined: nothing at all. */
@@ -52,11 +54,11 @@ export async function connectNode(
 
 /** The next invocation. */
 export async function asked(node: TestNode): Promise<Asked> {
-  const { id, nodeId, command, paramsJSON, timeoutMs } = await node.client.event(
+  const { id, nodeId, command, paramsJSON, timeoutMs, progress } = await node.client.event(
     "node.invoke.request",
   );
   const params = paramsJSON === null ? undefined : JSON.parse(paramsJSON);
-  const one = { id, nodeId, command, params, timeoutMs };
+  const one = { id, nodeId, command, params, timeoutMs, progress };
   node.asked.push(one);
   return one;
 }
@@ -64,6 +66,15 @@ export async function asked(node: TestNode): Promise<Asked> {
 /** Answers one invocation. @returns what the gateway makes of it */
 export function reply(node: TestNode, { id }: Asked, answer: Record<string, unknown>) {
   return node.client.call("node.invoke.result", { id, nodeId: node.nodeId, ok: true, ...answer });
+}
+
+/** Tells what a command writes while it runs. @returns what the gateway makes of it */
+export function write(
+  node: TestNode,
+  { id, nodeId }: Asked,
+  piece: { seq: number; stream: "stdout" | "stderr"; data: string },
+) {
+  return node.client.call("node.invoke.progress", { id, nodeId, ...piece });
 }
 
 /** A node that answers whatever it is asked, until it is disposed. */

@@ -29,6 +29,8 @@ export interface ProcessOptions {
   env?: Readonly<Record<string, string>>;
   /** How many files and sockets it may have open. */
   maxFiles?: number;
+  /** The network namespace it lives in. */
+  namespace?: string;
 }
 
 export interface Ended {
@@ -243,7 +245,8 @@ export async function before<T>(
 }
 
 function commandOf(
-  { place, token = TOKEN, args = [], isPortInFile = false, env = {}, maxFiles }: ProcessOptions,
+  { place, token = TOKEN, args = [], isPortInFile = false, env = {}, maxFiles, namespace }:
+    ProcessOptions,
 ): Deno.Command {
   const inherited = Deno.env.toObject();
   const cache = inherited.DENO_DIR ??
@@ -253,6 +256,7 @@ function commandOf(
     args: [
       "-c",
       `${limit} exec "$0" "$@"`,
+      ...namespace ? ["ip", "netns", "exec", namespace] : [],
       Deno.execPath(),
       "run",
       "-A",

@@ -1,5 +1,6 @@
-import { assertEquals } from "@std/assert";
-import { browserControl } from "../../../gateway/node/browser_proxy.ts";
+import { assertEquals, assertRejects, assertStringIncludes } from "@std/assert";
+import { browserControl, proxyRequest } from "../../../gateway/node/browser_proxy.ts";
+import { CommandError } from "../../../gateway/node/command_error.ts";
 import type { Config } from "../../../config/schema.ts";
 import { startTestGateway } from "../../support/gateway.ts";
 import { eventually } from "../../support/process.ts";
@@ -59,7 +60,7 @@ Deno.test("the browser is lent while its control server answers, and passed on w
     body: '{"url":"about:blank"}',
   });
   const { nodes: [{ caps }] } = await operator.call("node.list", {});
-  assertEquals(caps, ["browser", "system"]);
+  assertEquals(caps, ["browser", "invoke.progress", "system"]);
 });
 
 Deno.test("a browser that comes later is declared then, and taken back when it goes", async () => {
@@ -180,18 +181,98 @@ Deno.test("files that an answer names come along", async () => {
   );
 });
 
-Deno.test("a browser is lent only from loopback, and only where that is switched on", () => {
+Deno.test("a browser is lent from this machine, or with a token over https or the tailnet", () => {
   const url = "http://127.0.0.1:18791";
   const is = (config: object, env = {}) => browserControl(config as Config, env) !== undefined;
+  const at = (controlUrl: string, controlToken?: string) =>
+    is({ browser: { controlUrl, controlToken } });
 
-  assertEquals(is({ browser: { controlUrl: url } }), true);
+  assertEquals(at(url), true);
   assertEquals(is({}, { ZERO_BROWSER_CONTROL_URL: url }), true);
   assertEquals(is({}), false);
-  assertEquals(is({ browser: { controlUrl: "http://192.168.1.5:18791" } }), false);
-  assertEquals(is({ browser: { controlUrl: "http://169.254.169.254/" } }), false);
   assertEquals(is({ browser: { controlUrl: url, enabled: false } }), false);
   assertEquals(
     is({ browser: { controlUrl: url }, nodeHost: { browserProxy: { enabled: false } } }),
     false,
   );
+  for (
+    const elsewhere of ["https://browser.example", "http://100.64.0.9:18791", "http://b.t.ts.net"]
+  ) {
+    assertEquals([at(elsewhere), at(elsewhere, "token")], [false, true], elsewhere);
+  }
+  for (
+    const never of [
+      "http://192.168.1.5:18791",
+      "http://browser.example",
+      "http://b.ts.net.example",
+      "http://169.254.169.254/",
+      "https://169.254.169.254/",
+      "https://[fe80::1]/",
+      "https://[::ffff:169.254.169.254]/",
+      "http://100.100.100.200/",
+      "ftp://127.0.0.1",
+    ]
+  ) {
+    assertEquals(at(never, "token"), false, never);
+  }
+});
+
+/** A control server in the tailnet whose name has these addresses, one after the other. */
+function elsewhere(url: string, ...answers: string[][]) {
+  const asked: string[] = [];
+  return {
+    asked,
+    control: {
+      url,
+      token: "token",
+      isOnThisMachine: false,
+      allowProfiles: [],
+      resolve(name: string) {
+        asked.push(name);
+        return Promise.resolve(answers.length > 1 ? answers.shift()! : answers[0]);
+      },
+    },
+  };
+}
+
+Deno.test("a name that leads to a machine's own secrets, or out of the tailnet, is not asked", async () => {
+  const rows: [string, string[]][] = [
+    ["http://b.t.ts.net:9", ["169.254.169.254"]],
+    ["http://b.t.ts.net:9", ["100.64.0.9", "127.0.0.1"]],
+    ["http://b.t.ts.net:9", ["100.100.100.200"]],
+    ["http://b.t.ts.net:9", ["::ffff:169.254.169.254"]],
+    ["http://b.t.ts.net:9", []],
+    ["https://browser.example:9", ["169.254.169.254"]],
+    ["https://browser.example:9", ["93.184.216.34", "fe80::1%eth0"]],
+    ["https://browser.example:9", ["fd00:ec2::254"]],
+  ];
+  for (const [url, addresses] of rows) {
+    const { control, asked } = elsewhere(url, addresses);
+
+    const error = await assertRejects(
+      () => proxyRequest({ path: "/tabs" }, control, AbortSignal.timeout(20_000)),
+      CommandError,
+    );
+
+    assertStringIncludes(error.message, "browser request refused");
+    assertEquals(asked.length, 1);
+  }
+});
+
+Deno.test("a redirect is not followed, wherever it leads", async (t) => {
+  await using other = startControl(() => ({ secret: true }));
+  for (const location of ["http://169.254.169.254/latest", `${other.url}/x`, "/same"]) {
+    await t.step(location === "/same" ? location : new URL(location).hostname, async () => {
+      await using control = startControl(() => Response.redirect(new URL(location, other.url)));
+      const here = { url: control.url, isOnThisMachine: true, allowProfiles: [] };
+
+      await assertRejects(
+        () => proxyRequest({ path: "/tabs" }, here, AbortSignal.timeout(20_000)),
+        CommandError,
+        "browser request failed",
+      );
+
+      assertEquals(other.seen, []);
+    });
+  }
 });

@@ -22,7 +22,7 @@ Deno.test("a node host pairs silently on loopback and shows what it offers", asy
     [listed.connected, listed.paired, listed.displayName, listed.platform],
     [true, true, "n1", Deno.build.os],
   );
-  assertEquals(listed.caps, ["system"]);
+  assertEquals(listed.caps, ["invoke.progress", "system"]);
   assertEquals(listed.commands, [
     "system.execApprovals.get",
     "system.execApprovals.set",

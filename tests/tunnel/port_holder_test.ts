@@ -1,5 +1,5 @@
 import { assertEquals } from "@std/assert";
-import { findPortHolder } from "../../gateway/port_holder.ts";
+import { findPortHolder } from "../../tunnel/port_holder.ts";
 import type { ProcessRunner } from "../../tunnel/process.ts";
 import { startTestGateway } from "../support/gateway.ts";
 
@@ -36,16 +36,20 @@ Deno.test("a gateway on the port is known by its greeting, and its process by wh
   await using gateway = await startTestGateway();
   const ss = `LISTEN 0 511 127.0.0.1:1 0.0.0.0:* users:(("deno",pid=4711,fd=12))\n`;
 
-  assertEquals(await findPortHolder("127.0.0.1", gateway.port, printing({ ss })), {
+  assertEquals(await findPortHolder("127.0.0.1", gateway.port, { runner: printing({ ss }) }), {
     isGateway: true,
     pid: 4711,
     program: "deno",
   });
   assertEquals(
-    await findPortHolder("127.0.0.1", gateway.port, printing({ lsof: "p4712\ncdeno\nf12\n" })),
+    await findPortHolder("127.0.0.1", gateway.port, {
+      runner: printing({ lsof: "p4712\ncdeno\nf12\n" }),
+    }),
     { isGateway: true, pid: 4712, program: "deno" },
   );
-  assertEquals(await findPortHolder("0.0.0.0", gateway.port, printing({})), { isGateway: true });
+  assertEquals(await findPortHolder("0.0.0.0", gateway.port, { runner: printing({}) }), {
+    isGateway: true,
+  });
 });
 
 Deno.test("another program on the port is told apart, whatever it answers", async () => {
@@ -55,7 +59,7 @@ Deno.test("another program on the port is told apart, whatever it answers", asyn
     await using stranger = strangerOn(answer);
     const ss = `users:(("python3",pid=99,fd=3))`;
 
-    assertEquals(await findPortHolder("127.0.0.1", stranger.port, printing({ ss })), {
+    assertEquals(await findPortHolder("127.0.0.1", stranger.port, { runner: printing({ ss }) }), {
       isGateway: false,
       pid: 99,
       program: "python3",

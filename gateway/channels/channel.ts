@@ -1,0 +1,105 @@
+// What a channel is to the gateway: a way for people to write to the agent and to be answered. A
+// channel knows its service; sessions, runs and what must not be lost are not its business.
+
+/** Where a message goes, or came from. */
+export interface Address {
+  /** Channel id, such as `telegram`. */
+  channel: string;
+  accountId: string;
+  /** Chat of the service. */
+  to: string;
+  /** Topic or thread within the chat. */
+  threadId?: string;
+}
+
+export interface OutgoingMessage {
+  /** Markdown. */
+  text: string;
+  /** Images and files, as `data:` URLs or https addresses. */
+  media?: readonly { url: string; mimeType?: string; fileName?: string }[];
+  /** Message of the service that is answered. */
+  replyTo?: string;
+  /** Rows of buttons; pressing one comes back as the text of its command. */
+  buttons?: readonly (readonly { label: string; command: string }[])[];
+}
+
+/** One message, as the service names it. */
+export interface Delivered {
+  messageId: string;
+  chatId: string;
+}
+
+export interface IncomingMessage {
+  from: Address;
+  /** Unique within the account, for dedupe: the same for a message that is delivered again. */
+  inboundId: string;
+  messageId: string;
+  text: string;
+  images: readonly { mimeType: string; content: string }[];
+  sender: { id: string; name?: string; username?: string };
+  chat: { kind: "direct" | "group"; title?: string };
+  /** Whether it may give owner commands and reach nodes (D21); never for forwarded or edited text. */
+  isOwner: boolean;
+  receivedAtMs: number;
+}
+
+/** A long message is sent in several parts; none of them twice. */
+export interface PartProgress {
+  /** Parts that were sent by an earlier attempt. */
+  readonly sent: number;
+  /** Durable when it returns. */
+  note(sent: number): void;
+}
+
+/** Why a message could not be handed to the service. */
+export class DeliveryError extends Error {
+  override name = "DeliveryError";
+
+  constructor(
+    message: string,
+    readonly details: {
+      /** `unknown`: it may have arrived; sending it again might say it twice. */
+      outcome: "not-sent" | "unknown";
+      isTransient: boolean;
+      retryAfterMs?: number;
+    },
+    options?: ErrorOptions,
+  ) {
+    super(message, options);
+  }
+}
+
+export interface ChannelStatus {
+  configured: boolean;
+  running: boolean;
+  /** Of the last failure, one sentence with its fix. */
+  lastError?: string;
+  lastInboundAtMs?: number;
+  lastOutboundAtMs?: number;
+}
+
+/** A running account of a channel. Disposing stops it; what was accepted is kept. */
+export interface Channel extends AsyncDisposable {
+  readonly id: string;
+  readonly label: string;
+  readonly accountId: string;
+  status(): ChannelStatus;
+  /**
+   * Sends all parts of a message but those that were sent before.
+   *
+   * @returns the first part of those it sent
+   * @throws {DeliveryError} of the part that failed
+   */
+  send(to: Address, message: OutgoingMessage, progress: PartProgress): Promise<Delivered>;
+  /** Shows that somebody is typing, for some seconds; failures do not matter. */
+  typing(to: Address): Promise<void>;
+}
+
+/** What a channel tells the gateway. */
+export interface Inbox {
+  /**
+   * Durable when it returns; a message that was seen before is accepted and ignored. Only then may
+   * the channel acknowledge it to the service.
+   */
+  accept(message: IncomingMessage): void;
+}

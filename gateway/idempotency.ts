@@ -1,0 +1,56 @@
+// What calls with an idempotency key were answered (§7.1): the same key again gets the same answer, and
+// nothing is done twice. Kept in memory; what must outlive the process is kept by those who do it.
+
+import type { Answer } from "../rpc/method.ts";
+
+/** Methods that share the memory, each with a name space of its own. */
+export type KeySpace = "send" | "poll" | "agent" | "chat";
+
+const TTL_MS = 300_000;
+const MAX_ENTRIES = 1_000;
+
+interface Entry {
+  atMs: number;
+  answer: Answer | Promise<Answer>;
+}
+
+export class IdempotencyCache {
+  /** Oldest first. */
+  readonly #entries = new Map<string, Entry>();
+  readonly #now: () => number;
+
+  /** @param now monotonic milliseconds */
+  constructor(now: () => number = () => performance.now()) {
+    this.#now = now;
+  }
+
+  find(space: KeySpace, key: string): Answer | Promise<Answer> | undefined {
+    this.#sweep();
+    return this.#entries.get(`${space}:${key}`)?.answer;
+  }
+
+  /** In place of what was known; the time a key is remembered starts anew. */
+  remember(space: KeySpace, key: string, answer: Answer | Promise<Answer>) {
+    const name = `${space}:${key}`;
+    this.#entries.delete(name);
+    this.#entries.set(name, { atMs: this.#now(), answer });
+    this.#sweep();
+  }
+
+  /** Does something once: whoever brings the same key waits for the first, and gets its answer. */
+  async once(space: KeySpace, key: string, work: () => Promise<Answer>): Promise<Answer> {
+    const known = this.find(space, key);
+    if (known) return await known;
+    const answer = work();
+    this.remember(space, key, answer);
+    return await answer;
+  }
+
+  #sweep() {
+    const sinceMs = this.#now() - TTL_MS;
+    for (const [name, { atMs }] of this.#entries) {
+      if (atMs > sinceMs && this.#entries.size <= MAX_ENTRIES) break;
+      this.#entries.delete(name);
+    }
+  }
+}
