@@ -245,9 +245,11 @@ const gateway = open({
   }),
   tls: section("Encryption on the gateway's own port", {
     enabled: setting(boolean(), "Serve https:// and wss://", { default: false }),
-    autoGenerate: setting(boolean(), "Make a self-signed certificate when none is set and there is none", {
-      default: true,
-    }),
+    autoGenerate: setting(
+      boolean(),
+      "Make a self-signed certificate when none is set and there is none",
+      { default: true },
+    ),
     certPath: setting(filePath, "Certificate chain (PEM)"),
     keyPath: setting(filePath, "Private key (PEM)"),
     caPath: setting(filePath, "Further certificates of the chain (PEM), sent after it"),

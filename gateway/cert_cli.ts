@@ -20,7 +20,7 @@ interface Certificates {
 
 /** A step that was not taken, and what would be the right one. */
 interface Refusal {
-  code: "NO_CERTIFICATE" | "OWN_CERTIFICATE" | "NO_NEXT_CERTIFICATE";
+  code: "NO_CERTIFICATE" | "UNUSABLE_CERTIFICATE" | "OWN_CERTIFICATE" | "NO_NEXT_CERTIFICATE";
   message: string;
   fix: string;
 }
@@ -37,6 +37,7 @@ export function certCommands({ place }: { place: () => Paths }): Command[] {
       examples: ["zero gateway cert show", "zero gateway cert show --json"],
       async run({ flags }, terminal) {
         const found = await read(place());
+        if ("code" in found) return refuse(found, flags, terminal);
         if (!found.current) return refuse(noCertificate(found), flags, terminal);
         if (flags.json) return terminal.json(documentOf(found));
         show(found, terminal);
@@ -58,6 +59,7 @@ export function certCommands({ place }: { place: () => Paths }): Command[] {
       async run({ flags }, terminal) {
         const paths = place();
         const found = await read(paths);
+        if ("code" in found) return refuse(found, flags, terminal);
         const refusal = refusalOf(found, flags.activate);
         if (refusal) return refuse(refusal, flags, terminal);
         if (!flags.activate) {
@@ -71,7 +73,7 @@ export function certCommands({ place }: { place: () => Paths }): Command[] {
         }
         const { activateNext } = await import("./tls_certificate.ts");
         await activateNext(found.files);
-        const now = await read(paths);
+        const now = { ...found, current: found.next, next: undefined };
         const served = now.enabled ? await takenOver(now.current!.fingerprint, paths) : undefined;
         if (flags.json) return terminal.json({ ...documentOf(now), served: served ?? null });
         show(now, terminal);
@@ -87,23 +89,27 @@ const SERVED = {
   undefined: "It is served from the next start of the gateway",
 };
 
-async function read({ configPath, env, stateDir }: Paths): Promise<Certificates> {
+async function read({ configPath, env, stateDir }: Paths): Promise<Certificates | Refusal> {
   const { ConfigError, readConfig } = await import("../config/load.ts");
   const { gatewaySettings } = await import("../config/settings.ts");
-  const { certificateFiles, describeCertificate, loadCertificate, loadNext } = await import(
-    "./tls_certificate.ts"
-  );
+  const { CertificateError, certificateFiles, describeCertificate, loadCertificate, loadNext } =
+    await import("./tls_certificate.ts");
   const reading = await readConfig({ path: configPath, env });
   if (!reading.valid) throw new ConfigError(reading.issues);
   const { tls } = gatewaySettings({ env, config: reading.config });
   const files = certificateFiles(tls, stateDir);
   const describe = (pair: KeyPair | undefined) => pair && describeCertificate(pair.cert);
-  return {
-    enabled: tls.enabled.value,
-    files,
-    current: describe(await loadCertificate(files)),
-    next: files.isOwn ? undefined : describe(await loadNext(files)),
-  };
+  try {
+    return {
+      enabled: tls.enabled.value,
+      files,
+      current: describe(await loadCertificate(files)),
+      next: files.isOwn ? undefined : describe(await loadNext(files)),
+    };
+  } catch (error) {
+    if (!(error instanceof CertificateError)) throw error;
+    return { code: "UNUSABLE_CERTIFICATE", message: error.message, fix: error.fix };
+  }
 }
 
 function refusalOf(found: Certificates, isActivation: boolean): Refusal | undefined {

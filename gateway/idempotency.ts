@@ -1,17 +1,18 @@
-// What calls with an idempotency key were answered (§7.1): the same key again gets the same answer, and
-// nothing is done twice. Kept in memory; what must outlive the process is kept by those who do it.
+// What calls that start runs were answered (§7.1): the same idempotency key again gets the same answer,
+// and nothing is done twice. Kept in memory; the runs themselves know their ids for longer, and what is
+// sent is known by its key to the outbox.
 
 import type { Answer } from "../rpc/method.ts";
 
 /** Methods that share the memory, each with a name space of its own. */
-export type KeySpace = "send" | "poll" | "agent" | "chat";
+export type KeySpace = "agent" | "chat";
 
 const TTL_MS = 300_000;
 const MAX_ENTRIES = 1_000;
 
 interface Entry {
   atMs: number;
-  answer: Answer | Promise<Answer>;
+  answer: Answer;
 }
 
 export class IdempotencyCache {
@@ -24,26 +25,17 @@ export class IdempotencyCache {
     this.#now = now;
   }
 
-  find(space: KeySpace, key: string): Answer | Promise<Answer> | undefined {
+  find(space: KeySpace, key: string): Answer | undefined {
     this.#sweep();
     return this.#entries.get(`${space}:${key}`)?.answer;
   }
 
   /** In place of what was known; the time a key is remembered starts anew. */
-  remember(space: KeySpace, key: string, answer: Answer | Promise<Answer>) {
+  remember(space: KeySpace, key: string, answer: Answer) {
     const name = `${space}:${key}`;
     this.#entries.delete(name);
     this.#entries.set(name, { atMs: this.#now(), answer });
     this.#sweep();
-  }
-
-  /** Does something once: whoever brings the same key waits for the first, and gets its answer. */
-  async once(space: KeySpace, key: string, work: () => Promise<Answer>): Promise<Answer> {
-    const known = this.find(space, key);
-    if (known) return await known;
-    const answer = work();
-    this.remember(space, key, answer);
-    return await answer;
   }
 
   #sweep() {

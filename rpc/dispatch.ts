@@ -174,7 +174,8 @@ function unknownMethod(name: string): RpcError {
   });
 }
 
-function missingScope(scope: Scope): RpcError {
+/** As the protocol words it (§6.3). */
+export function missingScope(scope: Scope): RpcError {
   return new Refused("FORBIDDEN", `missing scope: ${scope}`, {
     details: { code: "MISSING_SCOPE", missingScope: scope, requiredScopes: [scope] },
   });

@@ -78,8 +78,7 @@ export const agentMethods = [
       const { gateway, caller } = call;
       const { message, idempotencyKey: runId, thinking, extraSystemPrompt } = params;
       const known = gateway.idempotency.find("agent", runId);
-      // This method's entries are put in as they are.
-      if (known && !(known instanceof Promise)) return again(known, runId, gateway);
+      if (known) return again(known, runId, gateway);
       const images = readImages(params.attachments, dropped(gateway));
       const sessionKey = sessionOf(params, gateway);
       const entry = gateway.sessions.get(sessionKey)?.entry;

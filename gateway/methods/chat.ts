@@ -55,7 +55,7 @@ export const chatMethods = [
       if (isStop(message)) return stopped(gateway.runs.abort({ sessionKey }, "stop"));
       const runId = params.idempotencyKey ?? crypto.randomUUID();
       const known = gateway.idempotency.find("chat", runId);
-      if (known && !(known instanceof Promise)) return again(known);
+      if (known) return again(known);
       const images = readImages(params.attachments, dropped(gateway));
       const entry = gateway.sessions.get(sessionKey)?.entry;
       if (entry?.sendPolicy === "deny") throw sendBlocked();

@@ -1,7 +1,9 @@
 // Nodes as operators see them, and what nodes say of their own accord (§7.8, §7.9).
 
+import { missingScope } from "../../rpc/dispatch.ts";
 import { RpcError } from "../../rpc/error.ts";
 import { MAX_BUFFERED_BYTES } from "../../rpc/frame.ts";
+import { hasScope } from "../../rpc/scope.ts";
 import {
   anything,
   boolean,
@@ -32,6 +34,8 @@ import { queuedAnswer, QueueWish, sendOrQueue } from "./node_queue.ts";
 /** How long an invocation may take unless told. */
 const DEFAULT_TIMEOUT_MS = 30_000;
 const MAX_TIMEOUT_MS = 86_400_000;
+/** Replaces what a node runs without asking. */
+const RULES_COMMAND = "system.execApprovals.set";
 /** Characters of a name somebody gives a node. */
 const MAX_NAME = 100;
 
@@ -125,6 +129,10 @@ export const nodeMethods = [
     }),
     async handle({ queue, timeoutMs, progress, ...asked }, { gateway, caller }) {
       const { nodeId, command } = asked;
+      // Whoever writes a node's rules decides what runs there without being asked.
+      if (command === RULES_COMMAND && !hasScope(caller.scopes, "operator.admin")) {
+        throw missingScope("operator.admin");
+      }
       const invocation = {
         ...asked,
         params: asked.params,
@@ -139,7 +147,7 @@ export const nodeMethods = [
       const result = queue
         ? await sendOrQueue(invocation, queue, { gateway, caller }, send)
         : await send();
-      if (command === "system.execApprovals.set" && !("queued" in result)) {
+      if (command === RULES_COMMAND && !("queued" in result)) {
         recordRules(gateway.audit, { by: nameOf(caller), deviceId: nodeId });
       }
       return { ok: true, nodeId, command, ...result };

@@ -93,6 +93,11 @@ Deno.test("a certificate of one's own is shown, and rotated by its owner alone",
 
   assertEquals([shown.source, shown.certPath, shown.keyPath], ["own", certPath, keyPath]);
   assertEquals(rotated.json.error.code, "OWN_CERTIFICATE");
+  await Deno.writeTextFile(keyPath, "no key");
+  const broken = (await cert(place, "show", "--json")).json;
+
+  assertEquals(broken.error.code, "UNUSABLE_CERTIFICATE");
+  assertStringIncludes(broken.error.fix, keyPath);
   assertEquals(await Deno.readTextFile(certPath), CERTIFICATE);
   const open = audit.findings.find(({ detail }: { detail: string }) => detail.includes(keyPath));
   assertEquals(open?.id, "files.mode");

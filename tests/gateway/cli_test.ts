@@ -150,14 +150,14 @@ Deno.test("an unknown method ends with exit code 1 and the gateway's own words",
   assertStringIncludes(stderr, "unknown method: no.such");
 });
 
-Deno.test("send is honest about a gateway that has no such method yet", async () => {
+Deno.test("send without a channel names the command that adds one", async () => {
   await using setup = await withGateway();
 
   const send = await setup.run("gateway", "send", "--to", "x", "--message", "y");
   const missing = await setup.run("gateway", "send", "--message", "y");
 
   assertEquals([send.code, missing.code], [1, 2]);
-  assertStringIncludes(send.stderr, "unknown method: send");
+  assertStringIncludes(send.stderr, "zero channels add telegram");
 });
 
 Deno.test("a wrong token ends with code, layer, fix and target, and no secret", async () => {

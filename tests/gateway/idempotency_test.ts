@@ -17,24 +17,8 @@ Deno.test("an answer is known for 300 s, to its own method alone", () => {
 
 Deno.test("of more than a thousand answers the oldest are forgotten", () => {
   const cache = new IdempotencyCache(() => 0);
-  for (let count = 0; count < 1_001; count++) cache.remember("send", `${count}`, answer(count));
+  for (let count = 0; count < 1_001; count++) cache.remember("chat", `${count}`, answer(count));
 
-  assertEquals(cache.find("send", "0"), undefined);
-  assertEquals(cache.find("send", "1"), answer(1));
-});
-
-Deno.test("what is being done is waited for, and done once", async () => {
-  const cache = new IdempotencyCache();
-  const done = Promise.withResolvers<ReturnType<typeof answer>>();
-  let count = 0;
-  const work = () => {
-    count++;
-    return done.promise;
-  };
-
-  const both = Promise.all([cache.once("send", "key", work), cache.once("send", "key", work)]);
-  done.resolve(answer("sent"));
-
-  assertEquals(await both, [answer("sent"), answer("sent")]);
-  assertEquals([await cache.once("send", "key", work), count], [answer("sent"), 1]);
+  assertEquals(cache.find("chat", "0"), undefined);
+  assertEquals(cache.find("chat", "1"), answer(1));
 });

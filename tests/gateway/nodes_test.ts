@@ -568,3 +568,18 @@ Deno.test("many invocations at once each get their own answer, in whatever order
 
   assertEquals(answers.map(({ payload }) => payload), answers.map((_, number) => number));
 });
+
+Deno.test("who may only write cannot replace a node's rules by invoking their command", async () => {
+  await using gateway = await startTestGateway();
+  await using node = await connectNode(gateway, { commands: ["system.execApprovals.set"] });
+  await using writer = await gateway.connect({ scopes: ["operator.read", "operator.write"] });
+
+  const refusal = await writer.refused("node.invoke", {
+    nodeId: node.nodeId,
+    command: "system.execApprovals.set",
+    params: { file: { version: 1, defaults: { security: "full", ask: "off" } } },
+    idempotencyKey: "k",
+  });
+
+  assertEquals(refusal.message, "missing scope: operator.admin");
+});
