@@ -22,7 +22,9 @@ import { authCommands } from "./gateway/auth_cli.ts";
 import { certCommands } from "./gateway/cert_cli.ts";
 import { channelsCommands } from "./gateway/channels_cli.ts";
 import { gatewayCommands } from "./gateway/cli.ts";
+import { cronCommands } from "./gateway/cron_cli.ts";
 import { devicesCommands } from "./gateway/devices_cli.ts";
+import { doctorCommands } from "./gateway/doctor_cli.ts";
 import { nodesCommands } from "./gateway/nodes_cli.ts";
 import { nodeCommands } from "./gateway/node_cli.ts";
 import { remoteCommands } from "./gateway/remote_cli.ts";
@@ -88,12 +90,14 @@ export function createProgram({ argv, env, cwd }: Omit<World, "streams">): Progr
       message: "Messages to people",
       auth: "Model providers and their keys",
       sessions: "Conversations, and what was said in them",
+      cron: "Jobs that run at a time, or time and again",
       security: "How safe this installation is",
       config: "Read, check and change the configuration",
     },
     commands: [
       runCommand({ place, version }),
       ...gatewayCommands({ place, version }),
+      ...doctorCommands({ place, version }),
       ...agentCommands({ place, version }),
       ...certCommands({ place }),
       ...remoteCommands({ place, version }),
@@ -105,6 +109,7 @@ export function createProgram({ argv, env, cwd }: Omit<World, "streams">): Progr
       ...channelsCommands({ place, version }),
       ...authCommands({ place, version }),
       ...sessionsCommands({ place, version }),
+      ...cronCommands({ place, version }),
       ...securityCommands({ place }),
       ...configCommands({ place }),
       completionsCommand(() => program),

@@ -28,6 +28,8 @@ export interface StoreOptions {
   warn(message: string): void;
   /** Milliseconds since the epoch. */
   nowMs(): number;
+  /** Nothing is written or moved, whatever is found. */
+  isReadOnly?: boolean;
 }
 
 /** A token as `device-auth.json` holds it. */
@@ -66,6 +68,15 @@ export async function openDevice<D extends { deviceId: string }>(
   return first ? await keys.read(first.privateKeyPem) : device;
 }
 
+/** The device of this installation as it is; undefined where there is none that can be used. */
+export async function readDevice<D extends { deviceId: string }>(
+  { file, keys }: { file: string; keys: Pick<Keys<D>, "read"> },
+): Promise<D | undefined> {
+  const options = { file, warn() {}, nowMs: Date.now, isReadOnly: true };
+  const stored = await readJson(file, DeviceFile, options);
+  return stored && await keys.read(stored.privateKeyPem).catch(() => undefined);
+}
+
 export interface DeviceTokenOptions extends StoreOptions {
   deviceId: string;
   /** How the gateway is reached, see `Target.way`. */
@@ -89,7 +100,8 @@ export class DeviceTokenFile {
     const found = keys.map((key) => gateways[key]?.[role]);
     const token = found.filter((one) => one !== undefined)
       .toSorted((a, b) => b.updatedAtMs - a.updatedAtMs)[0];
-    if (token && found.some((one) => one?.token !== token.token)) {
+    const isSpread = found.every((one) => one?.token === token?.token);
+    if (token && !isSpread && !this.#options.isReadOnly) {
       await this.#spread(keys, role, token);
     }
     return token;
@@ -184,7 +196,7 @@ async function readJson<T>(
   } catch {
     // Not even JSON: like any other content that is not ours, it is set aside below.
   }
-  await setAside(file, options);
+  if (!options.isReadOnly) await setAside(file, options);
 }
 
 async function setAside(file: string, { warn, nowMs }: StoreOptions): Promise<void> {

@@ -126,6 +126,41 @@ const sshTarget = textLike(
   (text) => isSshTarget(text) || "must be [user@]host[:port] without white space or a leading '-'",
 );
 
+const headerName = textLike(
+  "X-Forwarded-User",
+  (text) => isFreeHeader(text) || "must be the name of a header a proxy may set",
+);
+/** Of what a proxy must send; text is the value it must have, and a secret. */
+const requiredHeaders = annotated(
+  either<string[] | Record<string, string | true>>(
+    [
+      list(headerName, { min: 1 }),
+      rule(
+        mapOf(either<string | true>([nonEmpty(), oneOf([true])] as Shape<string | true>[], "text")),
+        (map) =>
+          (Object.keys(map).length > 0 && Object.keys(map).every(isFreeHeader)) || "no such map",
+      ),
+    ] as Shape<string[] | Record<string, string | true>>[],
+    'a list of header names, or an object such as {"X-Proxy-Secret": "value", "X-Other": true}',
+  ),
+  {
+    additionalProperties: {
+      description: "The value it must have, or true where any will do",
+      sensitive: true,
+    },
+    items: {},
+  },
+);
+
+/** The scopes that open methods (§6.1). */
+const OPERATOR_SCOPES = [
+  "operator.admin",
+  "operator.read",
+  "operator.write",
+  "operator.approvals",
+  "operator.pairing",
+] as const;
+
 /** How a client reaches a gateway that runs elsewhere. */
 const remoteFields = {
   url: setting(webSocketUrl, "Address of the remote gateway: ws:// or wss://"),
@@ -179,7 +214,7 @@ const gateway = open({
   ),
   auth: section("Who may call the gateway", {
     mode: setting(
-      oneOf(["token", "password", "none"]),
+      oneOf(["token", "password", "trusted-proxy", "none"]),
       "What callers prove; unset: password if there is one, else token",
     ),
     token: secret(secretText, "The shared token"),
@@ -188,6 +223,21 @@ const gateway = open({
       boolean(),
       "Accept the identity Tailscale Serve adds; unset: yes when serving, unless mode is password",
     ),
+    trustedProxy: section("The proxy that says who its user is, with mode trusted-proxy", {
+      userHeader: setting(headerName, "Header in which the proxy names the user"),
+      requiredHeaders: setting(
+        requiredHeaders,
+        "Headers the proxy adds to every request: a list of names, or an object with their values",
+      ),
+      allowUsers: setting(
+        list(nonEmpty()),
+        'Users who are let in, as the proxy names them; ["*"]: everybody it names',
+      ),
+      scopes: setting(
+        list(oneOf(OPERATOR_SCOPES)),
+        "Scopes of such a user without a device of their own; unset: operator.read",
+      ),
+    }),
     silentPairing: setting(boolean(), "Pair devices on this machine without asking", {
       default: true,
     }),
@@ -322,8 +372,50 @@ const exec = open({
   backgroundMs: setting(milliseconds, "When a command goes on in the background"),
 });
 
+const heartbeat = {
+  every: setting(
+    text({ pattern: /^\s*\d+(\.\d+)?\s*(ms|s|m|h|d)?\s*$/, what: "a duration such as 30m" }),
+    "How often the agent looks after what happened, such as 30m; 0 = never",
+  ),
+  prompt: setting(text(), "What it is told then; without it, it wakes only if something happened"),
+  model: setting(nonEmpty(), "Its model then as <name>/<id>, instead of the agent's"),
+  target: setting(oneOf(["last", "none"]), "last: what it says goes to the chat used last", {
+    default: "last",
+  }),
+  ackMaxChars: setting(integer({ min: 0 }), "Characters beside HEARTBEAT_OK that say nothing", {
+    default: 300,
+  }),
+};
+
+const hookMapping = object({
+  path: annotated(
+    text({ pattern: /^[A-Za-z0-9._~-]+(\/[A-Za-z0-9._~-]+)*$/, what: "a path" }),
+    { description: "What follows hooks.path" },
+  ),
+  action: setting(oneOf(["agent", "wake"]), "agent: a run; wake: told to the main session", {
+    default: "agent",
+  }),
+  message: annotated(nonEmpty(), {
+    description: "What the agent is told; {{a.b}} is a field of the request, {{.}} all of it",
+  }),
+  name: setting(nonEmpty(), "What it is called where it is reported"),
+  sessionKey: setting(nonEmpty(), "Session of the run, with {{a.b}} as in message"),
+  wakeMode: setting(oneOf(["now", "next-heartbeat"]), "When the main session is told", {
+    default: "now",
+  }),
+  deliver: setting(boolean(), "Send the answer to a chat", { default: true }),
+  channel: setting(nonEmpty(), "Channel of that chat; last: the chat used last", {
+    default: "last",
+  }),
+  to: setting(nonEmpty(), "That chat"),
+  model: setting(nonEmpty(), "Model of the run as <name>/<id>"),
+  thinking: setting(nonEmpty(), "How much the model thinks"),
+  timeoutSeconds: setting(integer({ min: 1, max: 86_400 }), "Deadline of the run"),
+});
+
 const agents = open({
   defaults: section("What every agent has unless it says otherwise", {
+    heartbeat: section("When agents wake by themselves", heartbeat),
     timeoutSeconds: setting(integer({ min: 1 }), "Deadline of a run", { default: 600 }),
     model: setting(nonEmpty(), "Provider and model as <name>/<id>; unset: the built-in agent"),
     fallbacks: setting(list(nonEmpty()), "Models tried when the first fails"),
@@ -335,7 +427,7 @@ const agents = open({
       name: setting(text(), "Display name"),
       model: setting(nonEmpty(), "Its model as <name>/<id>, instead of agents.defaults.model"),
       identity: setting(open({}), "Name and emoji of the agent"),
-      heartbeat: setting(open({}), "When the agent wakes by itself"),
+      heartbeat: section("When the agent wakes by itself", heartbeat),
       tools: setting(open({ exec: setting(exec, "Commands of this agent") }), "Tools it has"),
     })),
     "The agents",
@@ -396,6 +488,9 @@ const telegram = open({
   botToken: secret(secretRef, "Token of the bot from @BotFather, or where it stands"),
   tokenFile: setting(filePath, "File with the token, instead of botToken"),
   apiRoot: setting(apiUrl, "Bot API server", { default: "https://api.telegram.org" }),
+  mode: setting(oneOf(["polling"]), "How messages come: the gateway asks for them", {
+    default: "polling",
+  }),
   dmPolicy: setting(
     oneOf(["pairing", "allowlist", "open", "disabled"]),
     "Who may write: those approved by a code, those in allowFrom, everybody, nobody",
@@ -488,11 +583,19 @@ export const Config = object({
       token: secret(secretText, "Token callers of hooks prove"),
       path: setting(nonEmpty(), "Path of the hooks", { default: "/hooks" }),
       maxBodyBytes: setting(bytes, "Largest request body", { default: 262_144 }),
-      mappings: setting(list(open({})), "Which hook does what"),
+      trusted: setting(
+        boolean(),
+        "Let hooks act as an owner: tools, owner commands and every session",
+        { default: false },
+      ),
+      mappings: setting(list(hookMapping), "Hooks of your own"),
     }),
     "Incoming webhooks",
   ),
-  cron: setting(open({ enabled: setting(boolean(), "Run scheduled jobs") }), "Scheduled jobs"),
+  cron: setting(
+    open({ enabled: setting(boolean(), "Run scheduled jobs", { default: true }) }),
+    "Scheduled jobs",
+  ),
   logging: setting(
     open({
       level: setting(
@@ -684,14 +787,30 @@ export function normalizedFingerprint(text: string): string {
   return text.trim().replace(/^sha-?256[:\s]/i, "").replace(/[^0-9a-f]/gi, "").toLowerCase();
 }
 
-/** The pins of a setting or flag, normalised; text may name several, with commas between. */
+/**
+ * The pins of a setting or flag, normalised; text may name several, with commas between, each with
+ * ` until <date>` behind it.
+ */
 export function pinsIn(given: PinSetting | undefined): Pin[] {
   if (given === undefined) return [];
   return [given].flat().flatMap((pin): Pin[] =>
     typeof pin === "string"
-      ? pin.split(",").map(normalizedFingerprint)
+      ? pin.split(",").map(pinOf)
       : [{ ...pin, sha256: normalizedFingerprint(pin.sha256) }]
   );
+}
+
+/** A pin as text, which `pinsIn` reads again. */
+export function formatPin(pin: Pin): string {
+  return typeof pin === "string" || !pin.until
+    ? fingerprintIn(pin)
+    : `${pin.sha256} until ${pin.until}`;
+}
+
+function pinOf(text: string): Pin {
+  const [, fingerprint = text, until] = /^(.*\S)\s+until\s+(\S+)\s*$/is.exec(text) ?? [];
+  const sha256 = normalizedFingerprint(fingerprint);
+  return until === undefined ? sha256 : { sha256, until };
 }
 
 /** The fingerprint of a pin, without the date. */
@@ -857,7 +976,7 @@ function* remoteRules(
     };
   }
   for (const name of headers) {
-    if (isHeaderName(name) && !OWN_HEADERS.test(name)) continue;
+    if (isFreeHeader(name)) continue;
     yield {
       path: [...path, "edgeAuth", "headers", name],
       message: "is no header that can be set",
@@ -896,8 +1015,9 @@ function* nameRules(
 /** Headers that belong to the WebSocket itself. */
 const OWN_HEADERS = /^(host|connection|upgrade|origin|content-length|transfer-encoding|sec-.*)$/i;
 
-function isHeaderName(text: string): boolean {
-  return /^[!#$%&'*+.^_`|~0-9a-z-]+$/i.test(text);
+/** A header name (RFC 9110 §5.1) that is free to be set. */
+function isFreeHeader(text: string): boolean {
+  return /^[!#$%&'*+.^_`|~0-9a-z-]+$/i.test(text) && !OWN_HEADERS.test(text);
 }
 
 /** Whether ssh can be given it as the machine to connect to (D8). */

@@ -39,7 +39,7 @@ export interface GatewayFlags {
 }
 
 export type BindMode = "loopback" | "lan" | "tailnet" | "auto" | "custom";
-export type AuthMode = "token" | "password" | "none";
+export type AuthMode = "token" | "password" | "trusted-proxy" | "none";
 export type TailscaleMode = "off" | "serve" | "funnel";
 export type MdnsMode = "off" | "minimal" | "full";
 export type ReloadMode = "off" | "restart" | "hot" | "hybrid";
@@ -64,6 +64,13 @@ export interface GatewaySettings {
     /** Unset in mode token: the gateway makes one (D6). */
     token: Setting<string | undefined>;
     password: Setting<string | undefined>;
+    /** What a proxy says of its users, for mode `trusted-proxy`. */
+    trustedProxy: {
+      userHeader: Setting<string | undefined>;
+      requiredHeaders: Setting<string[] | Record<string, string | true> | undefined>;
+      allowUsers: Setting<string[] | undefined>;
+      scopes: Setting<string[] | undefined>;
+    };
     allowTailscale: Setting<boolean>;
     silentPairing: Setting<boolean>;
     rateLimit: Setting<RateLimit>;
@@ -127,6 +134,14 @@ export function gatewaySettings({ flags = {}, env, config }: SettingsInput): Gat
   const token = get<string | undefined>("gateway.auth.token");
   const password = get<string | undefined>("gateway.auth.password");
   const mode = authMode(input);
+  const trustedProxy = {
+    userHeader: get<string | undefined>("gateway.auth.trustedProxy.userHeader"),
+    requiredHeaders: get<string[] | Record<string, string | true> | undefined>(
+      "gateway.auth.trustedProxy.requiredHeaders",
+    ),
+    allowUsers: get<string[] | undefined>("gateway.auth.trustedProxy.allowUsers"),
+    scopes: get<string[] | undefined>("gateway.auth.trustedProxy.scopes"),
+  };
   const basePath = get<string>("gateway.controlUi.basePath");
 
   return {
@@ -140,6 +155,7 @@ export function gatewaySettings({ flags = {}, env, config }: SettingsInput): Gat
       mode,
       token,
       password,
+      trustedProxy,
       allowTailscale: allowTailscale(input),
       silentPairing: get("gateway.auth.silentPairing"),
       rateLimit: group<RateLimit>("gateway.auth.rateLimit"),
@@ -170,7 +186,10 @@ export function gatewaySettings({ flags = {}, env, config }: SettingsInput): Gat
       maxBytes: get("logging.maxBytes"),
       maxFiles: get("logging.maxFiles"),
     },
-    warnings: [...unusedSecrets(mode, { token, password })],
+    warnings: [
+      ...unusedSecrets(mode, { token, password }),
+      ...unusedProxy(mode, Object.values(trustedProxy)),
+    ],
   };
 }
 
@@ -216,7 +235,8 @@ function allowTailscale(input: Input): Setting<boolean> {
   if (chosen.source !== "unset") return chosen;
   const isServing = plainLookUp(["gateway", "tailscale", "mode"], input).value === "serve";
   return {
-    value: isServing && authMode(input).value !== "password",
+    // A proxy that names users is the one way in, unless the file names another.
+    value: isServing && !["password", "trusted-proxy"].includes(authMode(input).value),
     source: "derived from gateway.tailscale.mode",
   };
 }
@@ -269,6 +289,12 @@ function checked(
   throw new ConfigError(
     wrong.map((problem) => ({ ...describeProblem(problem), path: formatKey(path), file: source })),
   );
+}
+
+/** Which of the two secrets callers may prove in a mode: the password before the token. */
+export function sharedMode(mode: AuthMode, password: string | undefined): "token" | "password" {
+  if (mode === "trusted-proxy") return password ? "password" : "token";
+  return mode === "password" ? "password" : "token";
 }
 
 /** All settings under a key. */
@@ -329,8 +355,18 @@ function* unusedSecrets(
 ): Generator<string> {
   for (const name of ["token", "password"] as const) {
     const { value, source } = secrets[name];
-    if (value === undefined || mode.value === name || !source.startsWith("flag")) continue;
+    if (value === undefined || !source.startsWith("flag")) continue;
+    const isUsed = mode.value !== "none" && name === sharedMode(mode.value, secrets.password.value);
+    if (isUsed) continue;
     yield `--${name} has no effect: gateway.auth.mode is ${mode.value} (${mode.source}); ` +
       `add --auth ${name}`;
   }
+}
+
+function* unusedProxy(
+  mode: Setting<AuthMode>,
+  settings: readonly Setting<unknown>[],
+): Generator<string> {
+  if (mode.value === "trusted-proxy" || settings.every(({ value }) => value === undefined)) return;
+  yield `gateway.auth.trustedProxy has no effect: gateway.auth.mode is ${mode.value} (${mode.source})`;
 }

@@ -8,6 +8,7 @@ import {
   type Config,
   fingerprintIn,
   formatKey,
+  formatPin,
   isSshTarget,
   type KeyPath,
   LOCAL_NAME,
@@ -31,7 +32,7 @@ export interface TargetFlags {
   sshAcceptNew?: boolean;
   /** A name in `remotes`, or `local`. */
   remote?: string;
-  /** Fingerprints, with commas between, instead of the configured ones. */
+  /** Fingerprints as `pinsIn` reads them, instead of the configured ones. */
   tlsFingerprint?: string;
   token?: string;
   /** Where `token` was typed; `flag --token` unless told. */
@@ -123,7 +124,8 @@ export class TargetError extends Error {
  */
 export function resolveTarget(input: TargetInput): Target {
   const target = chooseTarget(input);
-  const pins = pinsIn(filled(input.flags.tlsFingerprint));
+  // A blank one is a pin that is missing, not a wish for none.
+  const pins = pinsIn(input.flags.tlsFingerprint);
   if (pins.length === 0) return target;
   if (!target.ssh) return { ...target, pins, way: wayOf(target.url, pins) };
   return { ...target, pins, url: target.url.replace(/^ws:/, "wss:") };
@@ -420,12 +422,6 @@ function throughSsh(
 
 function pinsOf({ tlsFingerprint }: RemoteFields): Pin[] {
   return pinsIn(tlsFingerprint);
-}
-
-function formatPin(pin: Pin): string {
-  return typeof pin === "string" || !pin.until
-    ? fingerprintIn(pin)
-    : `${pin.sha256} until ${pin.until}`;
 }
 
 function remoteCredentials({ fields, path }: Remote, env: Env): Credentials {

@@ -3,17 +3,18 @@
 
 import type { Buffer } from "node:buffer";
 import { createHash, timingSafeEqual } from "node:crypto";
+import { type AuthMode, sharedMode } from "../config/settings.ts";
 import { type ConnectParams, type DeviceProof, isControlUi, isWebchat } from "../rpc/connect.ts";
 import { type ErrorCode, type RefusalDetails, RpcError } from "../rpc/error.ts";
 import { decodeSignature, normalizePublicKey, signedText, signedToken } from "../rpc/identity.ts";
-import { ADMIN_SCOPES, type Role } from "../rpc/scope.ts";
+import { ADMIN_SCOPES, commonScopes, type Role } from "../rpc/scope.ts";
 import { deviceIdOf, isSignedBy } from "./proof.ts";
 import type { DeviceClaim, DeviceStore, PairingReason, PairingRequest } from "./devices.ts";
 import type { InviteStore } from "./invites.ts";
 import type { LoginLimiter } from "./limiter.ts";
 import { type Headers, isLoopbackAddress, lastHop, type Provenance } from "./network.ts";
+import { judgeProxyUser, PROXY_FAILURES, type ProxyFailure, type ProxyRules } from "./proxy_user.ts";
 
-export type AuthMode = "token" | "password" | "none";
 export type AuthMethod = AuthMode | "tailscale" | "device-token";
 
 /** What the admission of one gateway rests on. */
@@ -22,6 +23,8 @@ export interface AdmissionRules {
     mode: AuthMode;
     token?: string;
     password?: string;
+    /** In mode `trusted-proxy`. */
+    proxy?: ProxyRules;
     allowTailscale: boolean;
     silentPairing: boolean;
   };
@@ -37,9 +40,9 @@ export interface AdmissionRules {
 }
 
 export type PairingNews =
-  | { kind: "requested"; request: PairingRequest }
+  | { kind: "requested"; request: PairingRequest; user?: string }
   | { kind: "superseded"; requestId: string; deviceId: string }
-  | { kind: "approved"; requestId: string; claim: DeviceClaim; inviteId?: string };
+  | { kind: "approved"; requestId: string; claim: DeviceClaim; inviteId?: string; user?: string };
 
 /** Somebody at the door. */
 export interface Knock {
@@ -49,6 +52,8 @@ export interface Knock {
   nonce: string;
   provenance: Provenance;
   headers: Headers;
+  /** Names and values in turn, as they came. */
+  rawHeaders: readonly string[];
   nowMs: number;
 }
 
@@ -56,6 +61,8 @@ export interface Admission {
   role: Role;
   scopes: readonly string[];
   method: AuthMethod;
+  /** Whom a proxy or Tailscale vouches for. */
+  user?: string;
   /** Absent for clients without a device. */
   deviceId?: string;
   deviceToken?: { token: string; scopes: string[]; issuedAtMs: number };
@@ -102,14 +109,19 @@ export async function admit(knock: Knock, rules: AdmissionRules): Promise<Admiss
   const { device } = knock.params;
   if (!device) checkDeviceless(role, knock, rules);
   const claim = device && provenClaim(device, role, scopes, knock);
-  const { method, deviceToken, inviteId } = await authenticate(claim, knock, rules);
-  if (!claim) return { role, scopes, method };
-  const admission = { role, scopes, method, deviceId: claim.deviceId };
+  const { method, user, deviceToken, inviteId } = await authenticate(claim, knock, rules);
+  if (!claim) return { role, scopes: guestScopes(role, scopes, method, rules), method, user };
+  const admission = { role, scopes, method, user, deviceId: claim.deviceId };
   const isExcused = isControlUi(knock.params.client.id) && rules.allowInsecureControlUi &&
     (method === "token" || method === "password");
-  const isNew = inviteId !== undefined || (!isExcused && mayPairSilently(claim, knock, rules));
-  if (isNew) return { ...admission, deviceToken: pairNow(claim, inviteId, rules) };
+  const isNew = inviteId !== undefined || (!isExcused && mayPairSilently(claim, user, knock, rules));
+  if (isNew) {
+    const issued = pairNow(claim, { inviteId, user }, rules);
+    return { ...admission, ...(method !== "trusted-proxy" && { deviceToken: issued }) };
+  }
   rules.devices.touch(claim);
+  // A token would be a second way in, past the proxy.
+  if (method === "trusted-proxy") return admission;
   if (deviceToken) return { ...admission, deviceToken };
   // A Control UI excused from pairing has no record that could hold a token.
   const isPaired = !isExcused || rules.devices.pairingReason(claim) === undefined;
@@ -130,9 +142,10 @@ export function checkSharedSecret(
   given: { token?: string; password?: string },
   { mode, token, password }: AdmissionRules["auth"],
 ): "ok" | "missing" | "mismatch" | "missing_config" {
-  const secret = mode === "password" ? password : token;
+  const isPassword = sharedMode(mode, password) === "password";
+  const secret = isPassword ? password : token;
   if (!secret) return "missing_config";
-  const [first, second] = mode === "password"
+  const [first, second] = isPassword
     ? [given.password, given.token]
     : [given.token, given.password];
   const presented = first || second;
@@ -155,7 +168,19 @@ function scopesOf(role: Role, { params, protocol }: Knock): readonly string[] {
   return role === "operator" && protocol === 3 && asked.length === 0 ? ADMIN_SCOPES : asked;
 }
 
-/** §4.6 */
+/** What somebody may do who brings no device: a user of the proxy no more than its rules say. */
+function guestScopes(
+  role: Role,
+  scopes: readonly string[],
+  method: AuthMethod,
+  { auth }: AdmissionRules,
+): readonly string[] {
+  if (method !== "trusted-proxy") return scopes;
+  if (role === "node") throw deviceRequired();
+  return commonScopes(scopes, auth.proxy?.scopes ?? []);
+}
+
+/** §4.6; of a user of the proxy see `guestScopes`. */
 function checkDeviceless(role: Role, knock: Knock, rules: AdmissionRules) {
   const { params: { client, auth }, protocol, provenance } = knock;
   const hasToken = Boolean(auth?.token);
@@ -177,14 +202,23 @@ function checkDeviceless(role: Role, knock: Knock, rules: AdmissionRules) {
   const isLocalBackend = client.id === "gateway-client" && client.mode === "backend" &&
     role === "operator" && protocol >= 4 && rules.auth.mode === "none" && provenance.isLocal &&
     !provenance.hasOrigin;
-  if (isLocalBackend) return;
-  throw new Refusal("NOT_PAIRED", "device identity required", {
+  if (isLocalBackend || isForProxy(provenance, rules.auth)) return;
+  throw deviceRequired();
+}
+
+function deviceRequired(): Refusal {
+  return new Refusal("NOT_PAIRED", "device identity required", {
     code: "DEVICE_IDENTITY_REQUIRED",
     layer: "device",
     retryable: false,
     fix: "Connect with a device identity, or with the secret that `zero gateway token` prints on " +
       "the gateway's host",
   });
+}
+
+/** Whether nothing but what the proxy says decides: it sent the request, or there is no secret. */
+export function isForProxy({ isFromProxy }: Provenance, auth: AdmissionRules["auth"]): boolean {
+  return auth.mode === "trusted-proxy" && (isFromProxy || !(auth.token || auth.password));
 }
 
 const PROOF_FAILURES = {
@@ -286,7 +320,7 @@ async function authenticate(
   claim: DeviceClaim | undefined,
   knock: Knock,
   rules: AdmissionRules,
-): Promise<Pick<Admission, "method" | "deviceToken"> & { inviteId?: string }> {
+): Promise<Pick<Admission, "method" | "user" | "deviceToken"> & { inviteId?: string }> {
   const { auth: rule, limiter, devices } = rules;
   const { params: { auth = {} }, provenance } = knock;
   const isNeverLocked = provenance.isLocalDirect && !provenance.hasOrigin;
@@ -295,16 +329,21 @@ async function authenticate(
   const { inviteId } = claim && auth.bootstrapToken
     ? rules.invites.find(auth.bootstrapToken, claim.role, claim.scopes) ?? {}
     : {};
-  if (rule.allowTailscale && !provenance.isLocalDirect && await isTailscaleUser(knock, rules)) {
-    return { method: "tailscale", inviteId };
+  if (rule.allowTailscale && !provenance.isLocalDirect) {
+    const user = await tailscaleUser(knock, rules);
+    if (user !== undefined) return { method: "tailscale", user, inviteId };
   }
   if (rule.mode === "none") return { method: "none", inviteId };
+  if (isForProxy(provenance, rule)) {
+    return { method: "trusted-proxy", user: await proxyUser(knock, rules), inviteId };
+  }
+  const mode = sharedMode(rule.mode, rule.password);
   const verdict = checkSharedSecret(auth, rule);
   if (verdict === "ok") {
     // A token that came along is echoed, not replaced (D10).
     const token = claim && auth.deviceToken ? devices.verify(claim, auth.deviceToken) : undefined;
     const deviceToken = token?.ok ? { token: auth.deviceToken!, ...token } : undefined;
-    return { method: rule.mode, inviteId, ...(deviceToken && { deviceToken }) };
+    return { method: mode, inviteId, ...(deviceToken && { deviceToken }) };
   }
   const candidate = auth.deviceToken || auth.token;
   if (claim && candidate) {
@@ -317,23 +356,73 @@ async function authenticate(
   const isWrong = verdict === "mismatch" || Boolean(auth.deviceToken || auth.bootstrapToken);
   if (isWrong && isNeverLocked) {
     const isAnswered = await limiter.failLate(provenance.limiterKey);
-    if (!isAnswered) throw unauthorized("mismatch", knock, rule.mode, { isSilent: true });
+    if (!isAnswered) throw unauthorized("mismatch", knock, mode, { isSilent: true });
   } else if (isWrong) {
     limiter.fail(provenance.limiterKey);
   }
   if (auth.bootstrapToken && verdict === "missing") throw inviteUnknown();
-  throw unauthorized(isWrong ? "mismatch" : verdict, knock, rule.mode);
+  throw unauthorized(isWrong ? "mismatch" : verdict, knock, mode);
+}
+
+/**
+ * The user a trusted proxy vouches for.
+ *
+ * @throws {Refusal}
+ */
+async function proxyUser({ provenance, rawHeaders, protocol }: Knock, rules: AdmissionRules) {
+  const verdict = await checkProxyUser({ provenance, rawHeaders }, rules);
+  if (verdict.ok) return verdict.user;
+  const { code, message, reason, fix } = PROXY_FAILURES[verdict.failure];
+  throw new Refusal("INVALID_REQUEST", message, {
+    code,
+    layer: "proxy",
+    retryable: false,
+    fix,
+    ...(verdict.user !== undefined && { user: verdict.user }),
+    ...(protocol >= 4 && {
+      authReason: reason,
+      canRetryWithDeviceToken: false,
+      recommendedNextStep: "review_auth_configuration",
+    }),
+  }, { isSilent: !verdict.isAnswered });
+}
+
+/**
+ * What the proxy in front says of its user, over WebSocket and HTTP alike. Wrong values of a header
+ * that proves the proxy are answered late, like a wrong secret of this machine: the address such a
+ * request names is what its sender likes, and must not be locked out for it.
+ *
+ * @returns with `isAnswered: false` when too many wrong ones wait already, and this one gets no word
+ */
+export async function checkProxyUser(
+  { provenance, rawHeaders }: Pick<Knock, "provenance" | "rawHeaders">,
+  { auth: { proxy }, limiter }: Pick<AdmissionRules, "auth" | "limiter">,
+): Promise<
+  | { ok: true; user: string }
+  | { ok: false; failure: ProxyFailure; user?: string; isAnswered: boolean }
+> {
+  if (!proxy || !provenance.isFromProxy) {
+    return { ok: false, failure: "not-proxied", isAnswered: true };
+  }
+  const verdict = judgeProxyUser(rawHeaders, proxy, isSecret);
+  if (verdict.ok) return verdict;
+  const isAnswered = verdict.failure !== "header-mismatch" ||
+    await limiter.failLate(`proxy ${provenance.peer}`);
+  return { ...verdict, isAnswered };
 }
 
 /** D3: the headers count only as far as `tailscale whois` confirms them. */
-async function isTailscaleUser({ headers, provenance }: Knock, rules: AdmissionRules) {
+async function tailscaleUser(
+  { headers, provenance }: Knock,
+  rules: AdmissionRules,
+): Promise<string | undefined> {
   const login = headers["tailscale-user-login"];
   const hasAll = ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"]
     .every((name) => headers[name] !== undefined);
   const address = lastHop(headers);
-  if (typeof login !== "string" || login === "" || !hasAll || !address) return false;
-  if (!isLoopbackAddress(provenance.peer)) return false;
-  return await rules.whois(address) === login;
+  if (typeof login !== "string" || login === "" || !hasAll || !address) return undefined;
+  if (!isLoopbackAddress(provenance.peer)) return undefined;
+  return await rules.whois(address) === login ? login : undefined;
 }
 
 /**
@@ -343,6 +432,7 @@ async function isTailscaleUser({ headers, provenance }: Knock, rules: AdmissionR
  */
 function mayPairSilently(
   claim: DeviceClaim,
+  user: string | undefined,
   { params, protocol, provenance }: Knock,
   rules: AdmissionRules,
 ): boolean {
@@ -358,14 +448,14 @@ function mayPairSilently(
   if (superseded) {
     onPairing({ kind: "superseded", requestId: superseded, deviceId: claim.deviceId });
   }
-  if (isNew) onPairing({ kind: "requested", request });
+  if (isNew) onPairing({ kind: "requested", request, user });
   throw pairingRequired(request, reason, protocol, approved);
 }
 
 /** Pairs a device and makes its token, both or neither. An invitation is the approval, once. */
 function pairNow(
   claim: DeviceClaim,
-  inviteId: string | undefined,
+  { inviteId, user }: { inviteId?: string; user?: string },
   { devices, invites, onPairing }: AdmissionRules,
 ) {
   const issued = devices.atomically(() => {
@@ -373,7 +463,7 @@ function pairNow(
     devices.pair(claim);
     return devices.issue(claim.deviceId, claim.role, claim.scopes);
   });
-  onPairing({ kind: "approved", requestId: crypto.randomUUID(), claim, inviteId });
+  onPairing({ kind: "approved", requestId: crypto.randomUUID(), claim, inviteId, user });
   return issued;
 }
 

@@ -1,6 +1,7 @@
 // Which agents the configuration names, and the session that stands for each (§7.6).
 
 import type { Config } from "../config/schema.ts";
+import { ACK_MAX_CHARS } from "./agent/quiet.ts";
 
 export interface Agent {
   agentId: string;
@@ -13,18 +14,43 @@ export interface Agent {
 /** The agents by name, the default one first; a configuration without any has `main`. */
 export function agentsOf({ agents }: Config): Agent[] {
   const listed = agents?.list ?? [];
-  if (listed.length === 0) return [{ agentId: "main", isDefault: true }];
+  const usual = agents?.defaults?.heartbeat?.every;
+  if (listed.length === 0) {
+    return [{ agentId: "main", isDefault: true, ...(usual !== undefined && { every: usual }) }];
+  }
   const chosen = Math.max(0, listed.findIndex((one) => one.default === true));
   const all = listed.map(({ id, name, heartbeat }, index): Agent => {
-    const every = (heartbeat as { every?: unknown } | undefined)?.every;
+    const every = heartbeat?.every ?? usual;
     return {
       agentId: normalizeAgentId(id),
       ...(name && { name }),
       isDefault: index === chosen,
-      ...(typeof every === "string" && { every }),
+      ...(every !== undefined && { every }),
     };
   });
   return [all[chosen], ...all.filter((one) => !one.isDefault)];
+}
+
+/** How an agent wakes by itself. */
+export interface Heartbeat {
+  /** Null where it does not. */
+  everyMs: number | null;
+  /** What it is told then; "" where it wakes only for something that happened. */
+  prompt: string;
+  /** Where what it says goes: the last chat of its main session, or nowhere. */
+  target: "last" | "none";
+  model?: string;
+  /** Characters beside HEARTBEAT_OK that still count as nothing. */
+  ackMaxChars: number;
+}
+
+export function heartbeatOf({ agents }: Config, agentId: string): Heartbeat {
+  const own = agents?.list?.find(({ id }) => normalizeAgentId(id) === agentId)?.heartbeat;
+  const { every, prompt = "", target = "last", model, ackMaxChars = ACK_MAX_CHARS } = {
+    ...agents?.defaults?.heartbeat,
+    ...own,
+  };
+  return { everyMs: durationMs(every), prompt, target, ...(model && { model }), ackMaxChars };
 }
 
 /** Lower case, runs of foreign characters as one dash, at most 64 characters. */

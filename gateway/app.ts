@@ -1,30 +1,29 @@
-// The HTTP side of the port (§13): probes, JSON-RPC calls, and what is not there.
+// The HTTP side of the port (§13): which routes there are, in which order, and what is not there.
 
-import type { HttpBindings } from "@hono/node-server";
-import { type Context, Hono } from "hono";
+import { Hono } from "hono";
 import { bodyLimit } from "hono/body-limit";
 import { MAX_PAYLOAD_BYTES } from "../rpc/frame.ts";
 import { answerJsonRpc } from "../rpc/jsonrpc.ts";
 import { ADMIN_SCOPES } from "../rpc/scope.ts";
-import { checkSharedSecret } from "./admission.ts";
 import type { Call, Gateway } from "./gateway.ts";
-import { provenanceOf } from "./network.ts";
-
-type Env = { Bindings: HttpBindings };
+import { serveHooks } from "./hooks.ts";
+import { serveChatCompletions } from "./http_agent.ts";
+import { serveTools } from "./http_agent_tools.ts";
+import { authorize, type HttpEnv, notAllowed } from "./http_auth.ts";
 
 const PROBES = {
   live: ["/health", "/healthz"],
   ready: ["/ready", "/readyz"],
   started: ["/startupz"],
 };
-const UNAUTHORIZED = { error: { message: "Unauthorized", type: "unauthorized" } };
-const RATE_LIMITED = {
-  error: { message: "Too many failed authentication attempts", type: "rate_limited" },
-};
 
-export function createApp(gateway: Gateway): Hono<Env> {
-  const app = new Hono<Env>();
+export function createApp(gateway: Gateway): Hono<HttpEnv> {
+  const app = new Hono<HttpEnv>();
 
+  serveHooks(app, gateway);
+  serveTools(app, gateway);
+  const { chatCompletions } = gateway.config.reading.config.gateway?.http?.endpoints ?? {};
+  if (chatCompletions?.enabled) serveChatCompletions(app, gateway);
   for (const path of PROBES.live) {
     app.get(path, (context) => context.json({ ok: true, status: "live" }));
   }
@@ -47,7 +46,7 @@ export function createApp(gateway: Gateway): Hono<Env> {
   app.post(
     "/rpc",
     async (context, next) => {
-      const refusal = await authorize(context, gateway);
+      const refusal = await authorize(context, gateway, "any");
       if (refusal) return refusal;
       const type = context.req.header("content-type")?.split(";")[0].trim().toLowerCase();
       if (type !== "application/json") {
@@ -67,7 +66,7 @@ export function createApp(gateway: Gateway): Hono<Env> {
         ),
     }),
     async (context) => {
-      const call = httpCall(gateway);
+      const call = httpCall(gateway, context.get("user"));
       const answer = await answerJsonRpc(
         await context.req.text(),
         ({ method, params }) => gateway.dispatcher.dispatch(method, params, call),
@@ -88,58 +87,21 @@ export function createApp(gateway: Gateway): Hono<Env> {
 }
 
 /**
- * Bearer authentication with the shared secret, under the same limits as a connect (D2). Without a
- * secret (mode `none`) nobody is let in this way.
+ * The shared secret acts as an operator with every scope, a user of the proxy with those of its
+ * rules; neither has a connection.
  */
-async function authorize(
-  context: Context<Env>,
-  { admission: { auth, limiter }, surroundings, audit, log }: Gateway,
-): Promise<Response | undefined> {
-  const { incoming } = context.env;
-  const from = provenanceOf(incoming.socket.remoteAddress, incoming.headers, surroundings);
-  const note = (code: string) => {
-    const ip = from.client ?? from.peer;
-    audit.refuse({ code, ip, reason: "over HTTP" });
-    log.warn("refused a request", { code, ip });
-  };
-  const isNeverLocked = from.isLocalDirect && !from.hasOrigin;
-  const lockedForMs = isNeverLocked ? 0 : limiter.lockedForMs(from.limiterKey);
-  if (lockedForMs > 0) {
-    note("AUTH_RATE_LIMITED");
-    context.header("Retry-After", String(Math.ceil(lockedForMs / 1_000)));
-    return context.json(RATE_LIMITED, 429);
-  }
-  const [, secret = ""] = /^Bearer +(.+)$/i.exec(context.req.header("authorization") ?? "") ?? [];
-  const verdict = auth.mode === "none" ? "missing" : checkSharedSecret({ token: secret }, auth);
-  if (verdict === "ok") return undefined;
-  if (verdict === "mismatch") {
-    note("AUTH_TOKEN_MISMATCH");
-    if (!isNeverLocked) limiter.fail(from.limiterKey);
-    // Too many of its guesses wait already: an early answer would let parallel ones go faster.
-    else if (!await limiter.failLate(from.limiterKey)) incoming.socket.destroy();
-  }
-  return context.json(UNAUTHORIZED, 401);
-}
-
-/** The shared secret acts as an operator with every scope, and has no connection. */
-function httpCall(gateway: Gateway): Call {
+function httpCall(gateway: Gateway, user: string | undefined): Call {
+  const { proxy } = gateway.admission.auth;
   return {
     gateway,
     caller: {
       role: "operator",
-      scopes: ADMIN_SCOPES,
+      scopes: user === undefined ? ADMIN_SCOPES : proxy?.scopes ?? [],
+      ...(user !== undefined && { user }),
       protocol: 4,
       connId: crypto.randomUUID(),
       client: { id: "gateway-client", version: "http", platform: "http", mode: "backend" },
-      isSharedSecret: true,
+      isSharedSecret: user === undefined,
     },
   };
-}
-
-function notAllowed(context: Context<Env>, allow: string): Response {
-  return context.json(
-    { error: { message: "Method Not Allowed", type: "method_not_allowed" } },
-    405,
-    { Allow: allow },
-  );
 }

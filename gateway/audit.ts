@@ -20,6 +20,7 @@ export const AUDIT_EVENTS = [
   "invite.revoked",
   "config.changed",
   "channel.added",
+  "channel.requested",
   "channel.paired",
   "channel.unpaired",
   /** What may run on the gateway or on a node (`deviceId`) without asking. */
@@ -30,6 +31,8 @@ export type AuditEvent = (typeof AUDIT_EVENTS)[number];
 const facts = {
   /** Who did it: a device, the shared secret, or an invite. */
   by: optional(text()),
+  /** Whom a proxy or Tailscale vouched for. */
+  user: optional(text()),
   deviceId: optional(text()),
   displayName: optional(text()),
   clientId: optional(text()),
@@ -123,8 +126,8 @@ export class AuditTrail {
   /** A refused connect. Equal ones within a minute are one entry that counts them. */
   refuse(facts: AuditFacts & { code: string }) {
     const now = this.#now();
-    const { code, ip = "", deviceId = "" } = facts;
-    let key = [code, ip, deviceId].join(" ");
+    const { code, ip = "", deviceId = "", user = "" } = facts;
+    let key = [code, ip, deviceId, user].join(" ");
     let known = this.#merged.get(key);
     if (!known && this.#merged.size >= MAX_MERGED) {
       key = `${code} from many`;

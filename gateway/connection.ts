@@ -65,6 +65,7 @@ export class Connection implements Subscriber {
   readonly #provenance: Provenance;
   readonly #nonce = crypto.randomUUID();
   #headers?: Headers;
+  #rawHeaders?: readonly string[];
   #phase: Phase = "waiting";
   #isJsonRpc = false;
   #call?: Call;
@@ -96,6 +97,7 @@ export class Connection implements Subscriber {
     this.#gateway = gateway;
     this.#socket = socket;
     this.#headers = request.headers;
+    this.#rawHeaders = request.rawHeaders;
     this.#provenance = provenance;
     this.closed = new Promise((resolve) =>
       socket.on("close", () => {
@@ -251,6 +253,7 @@ export class Connection implements Subscriber {
         nonce: this.#nonce,
         provenance: this.#provenance,
         headers: this.#headers ?? {},
+        rawHeaders: this.#rawHeaders ?? [],
         nowMs: Date.now(),
       }, this.#gateway.admission);
       if (this.#isGone()) return;
@@ -325,6 +328,7 @@ export class Connection implements Subscriber {
         closed: this.closed,
         client,
         ...(admission.deviceId && { deviceId: admission.deviceId }),
+        ...(admission.user !== undefined && { user: admission.user }),
         isSharedSecret: !device &&
           (admission.method === "token" || admission.method === "password"),
       },
@@ -336,6 +340,7 @@ export class Connection implements Subscriber {
       const { isLocal, client: ip } = this.#provenance;
       gateway.presence.join(this.#presenceKey, {
         host: client.displayName ?? client.id,
+        user: admission.user,
         ip: isLocal ? undefined : ip,
         version: client.version,
         platform: client.platform,
@@ -356,6 +361,7 @@ export class Connection implements Subscriber {
       role: admission.role,
       protocol: this.#protocol,
       method: admission.method,
+      user: admission.user,
       ip: this.#provenance.client ?? this.#provenance.peer,
     });
     return gateway.hello.json(this.id, this.#protocol, admission);
@@ -370,6 +376,7 @@ export class Connection implements Subscriber {
     if (this.#declaration) gateway.nodes.register(this.#nodeId, this, this.#declaration);
     this.#declaration = undefined;
     this.#headers = undefined;
+    this.#rawHeaders = undefined;
     gateway.healthNews.schedule();
     if (this.role === "node") {
       this.sendEvent("voicewake.changed", { triggers: gateway.voicewake.triggers });
@@ -508,6 +515,7 @@ export class Connection implements Subscriber {
       // What is wrong with the params names keys that the stranger made up.
       ...(details.layer !== "protocol" && { reason: message.slice(0, 200) }),
       ip: this.#provenance.client ?? this.#provenance.peer,
+      ...(typeof details.user === "string" && { user: details.user }),
       ...wellFormed("deviceId", device?.id, /^[0-9a-f]{64}$/),
       ...wellFormed("clientId", client?.id, CLIENT_ID),
       ...wellFormed("role", role, /^(operator|node)$/),

@@ -33,6 +33,8 @@ const EVENTS = {
   "node.invoke.progress": { scope: "operator.write", isDroppable: true },
   "device.pair.requested": { scope: "operator.pairing", isDroppable: true },
   "device.pair.resolved": { scope: "operator.pairing", isDroppable: true },
+  "channel.pair.requested": { scope: "operator.admin", isDroppable: true },
+  "channel.pair.resolved": { scope: "operator.admin", isDroppable: true },
   "voicewake.changed": { forNodes: true, isDroppable: true },
   "exec.approval.requested": { scope: "operator.approvals", isDroppable: true },
   "exec.approval.resolved": { scope: "operator.approvals", isDroppable: true },

@@ -11,9 +11,11 @@ import type { AdmissionRules } from "./admission.ts";
 import type { Approvals } from "./approvals.ts";
 import type { AuditTrail } from "./audit.ts";
 import type { Connections } from "./connections.ts";
+import type { CronJobs } from "./cron.ts";
 import type { DeviceStore } from "./devices.ts";
 import type { Coalescer, EventHub } from "./events.ts";
 import type { HealthMonitor } from "./health.ts";
+import type { Heartbeats } from "./heartbeat.ts";
 import type { Hello } from "./hello.ts";
 import type { IdempotencyCache } from "./idempotency.ts";
 import type { InviteStore } from "./invites.ts";
@@ -22,6 +24,7 @@ import type { Collector } from "./memory.ts";
 import type { Audience } from "./agent/audience.ts";
 import type { Models } from "./agent/models.ts";
 import type { Runs } from "./agent/runs.ts";
+import type { AgentTool } from "./agent/tools.ts";
 import type { Channels } from "./channels/channels.ts";
 import type { Contacts } from "./channels/contacts.ts";
 import type { Outbox } from "./channels/outbox.ts";
@@ -32,6 +35,7 @@ import type { NodeRegistry } from "./nodes.ts";
 import type { Presence } from "./presence.ts";
 import type { Sessions } from "./sessions.ts";
 import type { SessionWatchers } from "./sessions_events.ts";
+import type { Store } from "./store.ts";
 import type { SystemEvents } from "./system_events.ts";
 import type { VoiceWake } from "./voicewake.ts";
 
@@ -79,7 +83,11 @@ export interface Gateway {
   readonly idempotency: IdempotencyCache;
   readonly sessionWatchers: SessionWatchers;
   readonly voicewake: VoiceWake;
-  readonly heartbeats: { areEnabled: boolean };
+  readonly heartbeats: Heartbeats;
+  readonly cron: CronJobs;
+  /** What agents can do, and `POST /tools/invoke`. */
+  readonly tools: readonly AgentTool[];
+  readonly store: Store;
   readonly dispatcher: Dispatcher<Call>;
   readonly garbage: Collector;
   /** Whether calls are being served: not while starting or stopping. */
@@ -104,6 +112,8 @@ export interface Caller extends Requester {
   connId: string;
   client: ClientInfo;
   deviceId?: string;
+  /** Whom a proxy or Tailscale vouches for. */
+  user?: string;
   /** Settles when its connection ends; absent for a caller without one. */
   closed?: Promise<void>;
   /** Whether the shared secret let it in, and no device stands behind it. */
@@ -114,13 +124,16 @@ export interface Caller extends Requester {
 
 /** Whom the audit trail names as the one who did it. */
 export function nameOf(caller: Caller): string {
-  return `${callerKey(caller)} (${caller.client.displayName ?? caller.client.id})`;
+  const { client, deviceId, user } = caller;
+  const at = client.displayName ?? client.id;
+  return `${callerKey(caller)} (${deviceId && user ? `${user} at ${at}` : at})`;
 }
 
 /** One and the same for all connections of a device, and for all that bring only the secret. */
-export function callerKey({ deviceId, agentSession }: Caller): string {
+export function callerKey({ deviceId, user, agentSession }: Caller): string {
   if (agentSession !== undefined) return `agent ${agentSession}`;
-  return deviceId ? `device ${deviceId}` : "shared secret";
+  if (deviceId) return `device ${deviceId}`;
+  return user === undefined ? "shared secret" : `user ${user}`;
 }
 
 export interface Call extends CallContext {

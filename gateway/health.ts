@@ -15,7 +15,7 @@ import {
   optional,
   text,
 } from "../rpc/shape.ts";
-import { agentsOf, durationMs, sessionDefaults } from "./agents.ts";
+import { agentsOf, heartbeatOf, sessionDefaults } from "./agents.ts";
 import type { AccountStatus } from "./channels/channels.ts";
 import { Degradation } from "./degraded.ts";
 import type { CurrentConfig } from "./gateway.ts";
@@ -224,7 +224,8 @@ export class HealthMonitor {
     const tls = this.#sources.tls?.();
     const agents = agentsOf(config.reading.config);
     const described = agents.map(({ agentId, name, isDefault, every }) => {
-      const everyMs = durationMs(every);
+      const heartbeat = heartbeatOf(config.reading.config, agentId);
+      const { everyMs } = heartbeat;
       return {
         agentId,
         ...(name && { name }),
@@ -232,9 +233,7 @@ export class HealthMonitor {
         heartbeat: {
           enabled: heartbeats.areEnabled && everyMs !== null,
           every: every ?? "0m",
-          everyMs,
-          prompt: "",
-          target: "none",
+          ...(everyMs === null ? { everyMs, prompt: "", target: "none" } : heartbeat),
         },
         sessions: this.#sessions(agentId),
       };

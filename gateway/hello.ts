@@ -2,8 +2,9 @@
 // connects stays cheap.
 
 import { Buffer } from "node:buffer";
+import type { AuthMode } from "../config/settings.ts";
 import { MAX_BUFFERED_BYTES, MAX_PAYLOAD_BYTES, TICK_INTERVAL_MS } from "../rpc/frame.ts";
-import type { Admission, AuthMode } from "./admission.ts";
+import type { Admission } from "./admission.ts";
 import { EVENT_NAMES } from "./events.ts";
 import type { HealthMonitor } from "./health.ts";
 import type { PresenceEntry } from "./presence.ts";

@@ -22,6 +22,8 @@ export interface Provenance {
   client?: string;
   /** Through a proxy: a forwarding header is there, whether or not the peer is trusted. */
   isForwarded: boolean;
+  /** A trusted proxy passed it on: what its headers say counts. */
+  isFromProxy: boolean;
   /** Paired silently, and excused from the nonce on protocol 3. */
   isLocal: boolean;
   /** On this very machine with a loopback Host: never locked out, never asked for Tailscale. */
@@ -109,6 +111,7 @@ export function provenanceOf(
     peer,
     client,
     isForwarded,
+    isFromProxy: isForwarded && isTrusted,
     isLocal: isLocalDirect || (!isForwarded && isOwn),
     isLocalDirect,
     hasOrigin,

@@ -4,7 +4,7 @@
 import { EXIT_FAILURE } from "../config/command.ts";
 import { ConfigError, type ConfigReading, readConfig } from "../config/load.ts";
 import type { Paths } from "../config/paths.ts";
-import { explainKey, gatewaySettings } from "../config/settings.ts";
+import { explainKey, gatewaySettings, sharedMode } from "../config/settings.ts";
 import { explainTarget, type Target } from "../config/target.ts";
 import { formatDuration, printable, type Terminal } from "../config/terminal.ts";
 import type { HelloOk } from "../rpc/client.ts";
@@ -138,11 +138,17 @@ export async function findToken(
 > {
   const reading = await readConfig({ path: configPath, env });
   if (!reading.valid) throw new ConfigError(reading.issues);
-  const { mode, token } = gatewaySettings({ env, config: reading.config }).auth;
-  if (mode.value !== "token") {
+  const { mode, token, password } = gatewaySettings({ env, config: reading.config }).auth;
+  const isShared = mode.value === "trusted-proxy" && token.value !== undefined &&
+    sharedMode(mode.value, password.value) === "token";
+  if (mode.value !== "token" && !isShared) {
     return {
       problem: `Cannot print a token: the gateway of this machine asks for ` +
-        (mode.value === "password" ? "a password" : "no secret"),
+        (mode.value === "password"
+          ? "a password"
+          : mode.value === "trusted-proxy"
+          ? "what its proxy says"
+          : "no secret"),
       fix: "zero config get gateway.auth.mode",
     };
   }

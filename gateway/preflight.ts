@@ -4,6 +4,7 @@
 import type { Config } from "../config/schema.ts";
 import type { GatewaySettings } from "../config/settings.ts";
 import { isLoopbackAddress } from "./network.ts";
+import { ownAddressAmong, proofsIn, SHORTEST_PROOF } from "./proxy_user.ts";
 
 /** A reason not to start that starting again would not mend: exit code 78 (D20). */
 export class StartRefusal extends Error {
@@ -15,11 +16,14 @@ export class StartRefusal extends Error {
   }
 }
 
-/** @param host the address the gateway is to listen on */
+/**
+ * @param host the address the gateway is to listen on
+ * @param ownAddresses of this machine, beside loopback
+ */
 export function refuseUnsafeStart(
   { gateway }: Config,
   settings: GatewaySettings,
-  host: string,
+  { host, ownAddresses = [] }: { host: string; ownAddresses?: readonly string[] },
 ) {
   const { auth, bind, tailscale, trustedProxies, port } = settings;
   const mode = auth.mode.value;
@@ -59,12 +63,65 @@ export function refuseUnsafeStart(
       "zero config set gateway.auth.token",
     );
   }
+  if (mode === "trusted-proxy") return refuseUnsafeProxy(settings, ownAddresses);
   if (mode !== "none") return;
-  if (isExposed || trustedProxies.value.length > 0) {
-    const what = isExposed ? "Tailscale" : "gateway.trustedProxies";
+  const namesUsers = Object.values(auth.trustedProxy).some(({ value }) => value !== undefined);
+  if (isExposed || namesUsers || trustedProxies.value.length > 0) {
+    const what = isExposed
+      ? "Tailscale"
+      : namesUsers
+      ? "gateway.auth.trustedProxy"
+      : "gateway.trustedProxies";
     throw new StartRefusal(
       `gateway.auth.mode=none cannot stand beside ${what}: it would let everybody in`,
       "zero config set gateway.auth.mode token",
+    );
+  }
+}
+
+/** A proxy whose word opens the gateway must be one, be known, and be the only one to have it. */
+function refuseUnsafeProxy(
+  { auth: { trustedProxy }, tailscale, trustedProxies }: GatewaySettings,
+  ownAddresses: readonly string[],
+) {
+  const { userHeader, requiredHeaders, allowUsers } = trustedProxy;
+  const refuse = (what: string, fix: string) =>
+    new StartRefusal(`gateway.auth.mode is trusted-proxy, and ${what}`, fix);
+  if (!userHeader.value) {
+    throw refuse(
+      "gateway.auth.trustedProxy.userHeader is not set",
+      "zero config set gateway.auth.trustedProxy.userHeader X-Forwarded-User",
+    );
+  }
+  if (trustedProxies.value.length === 0) {
+    throw refuse(
+      "gateway.trustedProxies is empty: no proxy could let anybody in",
+      `Name the address of the proxy: zero config set gateway.trustedProxies '["10.0.0.5"]'`,
+    );
+  }
+  const users = allowUsers.value ?? [];
+  if (users.length === 0 || (users.length > 1 && users.includes("*"))) {
+    throw refuse(
+      users.length === 0
+        ? "gateway.auth.trustedProxy.allowUsers names nobody"
+        : 'gateway.auth.trustedProxy.allowUsers holds "*" beside names',
+      `Name the users, or everybody with ["*"]: ` +
+        `zero config set gateway.auth.trustedProxy.allowUsers '["ada@example.org"]'`,
+    );
+  }
+  const own = ownAddressAmong(trustedProxies.value, ownAddresses);
+  if (own === undefined) return;
+  if (proofsIn(requiredHeaders.value).length === 0) {
+    throw refuse(
+      `gateway.trustedProxies holds this machine (${own}): any program on it could name any user`,
+      `Let the proxy send a secret of ${SHORTEST_PROOF} characters or more in a header, and put ` +
+        "both into gateway.auth.trustedProxy.requiredHeaders with `zero config edit`",
+    );
+  }
+  if (tailscale.mode.value !== "off") {
+    throw refuse(
+      `what comes through tailscale ${tailscale.mode.value} would look like the proxy's (${own})`,
+      "zero config set gateway.tailscale.mode off",
     );
   }
 }

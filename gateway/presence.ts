@@ -5,6 +5,8 @@ import { type Infer, integer, list, number, object, open, optional, text } from 
 
 export const PresenceEntry = object({
   host: optional(text()),
+  /** Whom a proxy or Tailscale vouches for. */
+  user: optional(text()),
   ip: optional(text()),
   version: optional(text()),
   platform: optional(text()),

@@ -2,7 +2,7 @@
 // failure says on the terminal and to a machine (protocol.md §11.2, D13, D15).
 
 import { EXIT_FAILURE, UsageError } from "../config/command.ts";
-import { DeviceTokenFile, openDevice } from "../config/identity_store.ts";
+import { DeviceTokenFile, openDevice, readDevice } from "../config/identity_store.ts";
 import { ConfigError, readConfig } from "../config/load.ts";
 import type { Paths } from "../config/paths.ts";
 import { fingerprintIn } from "../config/schema.ts";
@@ -75,7 +75,7 @@ export interface Failure {
 }
 
 /** What the CLI may do on a gateway (§11.2). */
-const CLI_SCOPES = ["operator.admin", "operator.approvals", "operator.pairing"];
+export const CLI_SCOPES = ["operator.admin", "operator.approvals", "operator.pairing"];
 /** How long a failed command looks for what listens in the gateway's place. */
 const LOOK_MS = 500;
 
@@ -90,13 +90,33 @@ export async function takeAim(
   terminal: Terminal,
 ): Promise<Aim> {
   const paths = place();
+  const input = await readTargetInput(flags, paths, terminal);
+  const target = resolveTarget(input);
+  const canAsk = terminal.isInteractive && terminal.canAsk && !flags.json;
+  if (target.problem?.code === "CREDENTIALS_REQUIRED" && canAsk) {
+    const token = await terminal.askSecret(`Token of ${target.url}:`);
+    if (token) {
+      const typed = { ...input.flags, token, tokenSource: "prompt" as const };
+      const asked: TargetInput = { ...input, flags: typed };
+      return aimAt(resolveTarget(asked), asked, paths, terminal);
+    }
+  }
+  return aimAt(target, input, paths, terminal);
+}
+
+/** Everything a target is chosen from. @throws {UsageError} a secret that cannot be read */
+export async function readTargetInput(
+  flags: CallFlags,
+  paths: Paths,
+  terminal: Terminal,
+): Promise<TargetInput> {
   const { configPath, env, tokenFile } = paths;
   const [reading, made, typed] = await Promise.all([
     readConfig({ path: configPath, env }),
     readMadeToken(tokenFile),
     readFlags(flags, paths, terminal),
   ]);
-  const input: TargetInput = {
+  return {
     flags: typed,
     env,
     reading,
@@ -104,22 +124,15 @@ export async function takeAim(
     localFingerprint: await localFingerprint(reading.config.gateway?.tls, paths),
     tailnetAddress,
   };
-  const target = resolveTarget(input);
-  const canAsk = terminal.isInteractive && terminal.canAsk && !flags.json;
-  if (target.problem?.code === "CREDENTIALS_REQUIRED" && canAsk) {
-    const token = await terminal.askSecret(`Token of ${target.url}:`);
-    if (token) {
-      const asked: TargetInput = { ...input, flags: { ...typed, token, tokenSource: "prompt" } };
-      return aimAt(resolveTarget(asked), asked, paths, terminal);
-    }
-  }
-  return aimAt(target, input, paths, terminal);
 }
 
 /** With the token of a gateway on this machine a device would say nothing more (§4.6, §15.2). */
+export function needsDevice({ isRemote, token }: Target): boolean {
+  return isRemote || !token;
+}
+
 function aimAt(target: Target, input: TargetInput, paths: Paths, terminal: Terminal): Aim {
-  const needsDevice = target.isRemote || !target.token;
-  const identity = needsDevice
+  const identity = needsDevice(target)
     ? ownIdentity(paths, (message) => terminal.err(message))
     : Promise.resolve(undefined);
   identity.catch(() => {}); // told by whoever connects with it
@@ -249,7 +262,7 @@ export async function readCredential(
 }
 
 /** What the proxy in front of a target asks for. @throws {TargetError} one cannot be read */
-async function readEdgeHeaders(
+export async function readEdgeHeaders(
   { edge }: Target,
   { env }: Pick<Paths, "env">,
   warn: (message: string) => void,
@@ -376,11 +389,13 @@ async function unreachable(message: string, target: Target): Promise<Failure> {
   };
 }
 
-function isTyped({ tokenSource = "", passwordSource = "" }: Target): boolean {
+/** Whether the secret was typed for this command. */
+export function isTyped({ tokenSource = "", passwordSource = "" }: Target): boolean {
   return [tokenSource, passwordSource].some((source) => /^(flag|prompt)/.test(source));
 }
 
-function startCommand({ url, urlSource }: Target): string {
+/** What starts the gateway of this machine that a target means. */
+export function startCommand({ url, urlSource }: Target): string {
   const { port } = new URL(url);
   return urlSource.startsWith("cli ") && port ? `zero gateway --port ${port}` : "zero gateway";
 }
@@ -403,7 +418,7 @@ async function lookAt(url: string): Promise<"refused" | "taken" | "unknown"> {
 }
 
 /** The ways to a gateway: it is the same one under each of the certificates it is expected to have. */
-function waysOf({ way = "", pins }: Target): [string, ...string[]] {
+export function waysOf({ way = "", pins }: Target): [string, ...string[]] {
   const others = way.startsWith("tls:") ? pins.map((pin) => `tls:${fingerprintIn(pin)}`) : [];
   return [way, ...others.filter((other) => other !== way)];
 }
@@ -452,6 +467,16 @@ export async function ownIdentity(
     if (!isUnwritable(error)) throw error;
     warn(`Cannot keep a device identity in ${deviceFile}: ${(error as Error).message}`);
     return undefined;
+  }
+}
+
+/** The device of this installation where it has one; none is made. */
+export async function readIdentity({ deviceFile }: Paths): Promise<Identity | undefined> {
+  try {
+    return await readDevice({ file: deviceFile, keys: { read: identityFromPem } });
+  } catch (error) {
+    if (error instanceof Deno.errors.PermissionDenied) return undefined;
+    throw error;
   }
 }
 

@@ -4,7 +4,7 @@
 import { ConfigError, type ConfigReading, formatIssue, readConfig } from "../config/load.ts";
 import { formatLogLine, type OpenLog, openLog } from "../config/log.ts";
 import type { Paths } from "../config/paths.ts";
-import { type GatewayFlags, gatewaySettings } from "../config/settings.ts";
+import { type GatewayFlags, gatewaySettings, sharedMode } from "../config/settings.ts";
 import type { Terminal } from "../config/terminal.ts";
 import { readInterfaces } from "./bind.ts";
 import { readFileLimit } from "./file_limit.ts";
@@ -254,6 +254,13 @@ function urlOf(host: string, port: number, hasTls: boolean): string {
 
 function describeAuth({ settings: { auth } }: RunningGateway, { tokenFile }: Paths): string {
   if (auth.mode.value === "none") return "none: every program on this machine may connect";
+  if (auth.mode.value === "trusted-proxy") {
+    const shared = auth[sharedMode("trusted-proxy", auth.password.value)];
+    return `trusted-proxy (${auth.trustedProxy.userHeader.value}), and past the proxy ` +
+      (shared.value
+        ? `the shared secret (${shared.source})`
+        : "nobody; for commands on this machine: zero config set gateway.auth.token");
+  }
   if (auth.mode.value === "password") return `password (${auth.password.source})`;
   return auth.token.value
     ? `token (${auth.token.source})`

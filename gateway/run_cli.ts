@@ -32,7 +32,7 @@ export function runCommand({ place, version }: RunCommandOptions): Command {
       },
       auth: {
         kind: "text",
-        choices: ["token", "password", "none"],
+        choices: ["token", "password", "trusted-proxy", "none"],
         summary: "What clients prove",
       },
       token: {

@@ -4,6 +4,8 @@
 import type { ConfigReading } from "../config/load.ts";
 import type { Env, Paths } from "../config/paths.ts";
 import { type GatewaySettings, gatewaySettings } from "../config/settings.ts";
+import { readInterfaces } from "./bind.ts";
+import { ownAddressAmong, proofsIn, SHORTEST_PROOF } from "./proxy_user.ts";
 import {
   certificateFiles,
   type CertificateInfo,
@@ -42,6 +44,8 @@ export interface Facts {
   settings: GatewaySettings;
   env: Env;
   files: FileFact[];
+  /** Addresses of this machine, beside loopback. */
+  ownAddresses?: readonly string[];
   /** Unit files of this machine that speak of ZERO. */
   units: { path: string; text: string }[];
   /** What the gateway serves, or why it could not; absent without TLS. */
@@ -62,6 +66,7 @@ export function judge(facts: Facts): Finding[] {
     ...judgeCertificate(facts),
     ...judgeAuth(facts),
     ...judgeProxies(facts),
+    ...judgeProxyUsers(facts),
     ...judgeBreakGlass(facts),
     ...judgeFiles(facts),
     ...judgeSurroundings(facts),
@@ -193,6 +198,43 @@ function* judgeProxies({ settings }: Facts): Generator<Finding> {
   }
 }
 
+/** What a proxy that names users can do, and who can pretend to be it. */
+function* judgeProxyUsers({ settings, ownAddresses = [] }: Facts): Generator<Finding> {
+  const { auth: { mode, trustedProxy }, trustedProxies } = settings;
+  if (mode.value !== "trusted-proxy") return;
+  const { requiredHeaders, allowUsers, scopes } = trustedProxy;
+  const own = ownAddressAmong(trustedProxies.value, ownAddresses);
+  if (own !== undefined && proofsIn(requiredHeaders.value).length === 0) {
+    yield {
+      id: "proxies.forgeable",
+      level: "critical",
+      title: "Any program on this machine can say which user it is",
+      detail: `gateway.trustedProxies holds ${own}, and no header in ` +
+        `gateway.auth.trustedProxy.requiredHeaders has a value of ${SHORTEST_PROOF} characters`,
+      fix: `Let the proxy send a secret of ${SHORTEST_PROOF} characters or more in a header, and ` +
+        "put both into gateway.auth.trustedProxy.requiredHeaders with `zero config edit`",
+    };
+  }
+  if (allowUsers.value?.includes("*")) {
+    yield {
+      id: "proxies.everybody",
+      level: "warn",
+      title: "Everybody the proxy knows may come in",
+      detail: 'gateway.auth.trustedProxy.allowUsers is ["*"]',
+      fix: "Name the users in gateway.auth.trustedProxy.allowUsers",
+    };
+  }
+  if (scopes.value?.includes("operator.admin")) {
+    yield {
+      id: "proxies.admin",
+      level: "warn",
+      title: "Users of the proxy may do everything, without a device that was approved",
+      detail: "gateway.auth.trustedProxy.scopes holds operator.admin",
+      fix: "zero config unset gateway.auth.trustedProxy.scopes",
+    };
+  }
+}
+
 function* judgeBreakGlass({ settings, env, nowMs }: Facts): Generator<Finding> {
   const { allowInsecureAuth, allowInsecureAuthUntil } = settings.controlUi;
   if (allowInsecureAuth.value) {
@@ -300,6 +342,7 @@ export async function gatherFacts(
     settings,
     env,
     files: [...new Map(files.map((file) => [file.path, file])).values()],
+    ownAddresses: readInterfaces().addresses,
     units: await readUnits([
       "/etc/systemd/system",
       ...(home ? [`${home}/.config/systemd/user`, `${home}/Library/LaunchAgents`] : []),

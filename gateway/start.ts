@@ -2,6 +2,7 @@
 
 import type { ConfigReading } from "../config/load.ts";
 import type { Log } from "../config/log.ts";
+import type { Config } from "../config/schema.ts";
 import type { Paths } from "../config/paths.ts";
 import type { GatewayFlags, GatewaySettings } from "../config/settings.ts";
 import { gatewaySettings } from "../config/settings.ts";
@@ -22,12 +23,14 @@ import {
   TailnetFollower,
 } from "./bind.ts";
 import { Connections } from "./connections.ts";
+import { CronJobs } from "./cron.ts";
 import { Degradations } from "./degraded.ts";
 import { type DeviceClaim, DeviceStore } from "./devices.ts";
 import { announcementOf, Announcer } from "./discovery.ts";
 import { Coalescer, EventHub } from "./events.ts";
 import type { Call, Gateway } from "./gateway.ts";
 import { HealthMonitor } from "./health.ts";
+import { Heartbeats } from "./heartbeat.ts";
 import { Hello } from "./hello.ts";
 import { InviteStore } from "./invites.ts";
 import { LegacyNodes } from "./legacy_nodes.ts";
@@ -41,6 +44,7 @@ import { NodeQueue } from "./node_queue.ts";
 import { NodeRegistry } from "./nodes.ts";
 import { refuseUnsafeStart } from "./preflight.ts";
 import { Presence } from "./presence.ts";
+import { proofsIn, proxyRules } from "./proxy_user.ts";
 import { ConfigWatcher } from "./reload.ts";
 import { ownToken } from "./secret.ts";
 import { Audience } from "./agent/audience.ts";
@@ -116,7 +120,7 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
   const env = paths.env;
   const settings = gatewaySettings({ flags, env, config: reading.config });
   const { host } = bindHost(settings, interfaces);
-  refuseUnsafeStart(reading.config, settings, host);
+  refuseUnsafeStart(reading.config, settings, { host, ownAddresses: interfaces.addresses });
 
   await using parts = new AsyncDisposableStack();
   await Deno.mkdir(paths.stateDir, { recursive: true, mode: 0o700 });
@@ -124,7 +128,8 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
   const password = settings.auth.password.value;
   const chosen = settings.auth.token.value;
   const token = mode === "token" && !chosen ? await ownToken(paths.tokenFile) : chosen;
-  for (const secret of [token, password]) if (secret) log.addSecret(secret);
+  const proofs = proofsIn(settings.auth.trustedProxy.requiredHeaders.value);
+  for (const secret of [token, password, ...proofs]) if (secret) log.addSecret(secret);
 
   const store = parts.use(
     Store.open(
@@ -164,10 +169,10 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
     }),
   );
   const systemEvents = new SystemEvents(store);
-  const heartbeats = { areEnabled: true };
   const preflight = (next: ConfigReading) => {
     const wanted = gatewaySettings({ flags, env, config: next.config });
-    refuseUnsafeStart(next.config, wanted, bindHost(wanted, interfaces).host);
+    const { host } = bindHost(wanted, interfaces);
+    refuseUnsafeStart(next.config, wanted, { host, ownAddresses: interfaces.addresses });
   };
   const config = parts.use(
     new ConfigWatcher({
@@ -182,6 +187,9 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
       adopted: (next) => {
         options.adopted?.(next);
         void channels.refresh();
+        heartbeats.refresh();
+        cron.refresh();
+        hideHookToken(next.config, log);
       },
       restart: options.restart,
     }),
@@ -199,6 +207,13 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
       sender: (channel, accountId) => channels.sender(channel, accountId),
     }),
   );
+  const tools = gatewayTools({
+    call: callGateway,
+    config,
+    sessions,
+    runs: () => runs,
+    knows: (name) => METHODS.some((one) => one.name === name),
+  });
   const runs: Runs = parts.use(
     new Runs({
       store,
@@ -207,13 +222,7 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
       systemEvents,
       audience,
       models: options.models ?? models,
-      tools: gatewayTools({
-        call: callGateway,
-        config,
-        sessions,
-        runs: () => runs,
-        knows: (name) => METHODS.some((one) => one.name === name),
-      }),
+      tools,
       commands: COMMANDS,
       callGateway,
       replies: () => outbox,
@@ -232,6 +241,36 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
       outbox,
       runs: () => runs,
       onChange: () => healthNews.schedule(),
+      onRequest: ({ askedAtMs: _, approvedAtMs: __, ...who }) => {
+        events.publish("channel.pair.requested", { ...who, ts: Date.now() });
+        const { channel, senderId, name } = who;
+        store.attempt(() =>
+          audit.record("channel.requested", { channel, senderId, displayName: name })
+        );
+      },
+    }),
+  );
+  const schedulable = {
+    config,
+    sessions,
+    systemEvents,
+    models: options.models ?? models,
+    runs: () => runs,
+  };
+  const heartbeats: Heartbeats = parts.use(
+    new Heartbeats({
+      ...schedulable,
+      publish: (news) => events.publish("heartbeat", news),
+      log: log.child("heartbeat"),
+    }),
+  );
+  const cron: CronJobs = parts.use(
+    new CronJobs({
+      ...schedulable,
+      store,
+      wake: (agentId) => heartbeats.wake(agentId),
+      publish: (news) => events.publish("cron", news),
+      log: log.child("cron"),
     }),
   );
   const channelSetup = new ChannelSetup({
@@ -300,6 +339,7 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
       mode,
       token,
       password,
+      proxy: proxyRules(settings.auth),
       allowTailscale: settings.auth.allowTailscale.value,
       silentPairing: settings.auth.silentPairing.value,
     },
@@ -315,7 +355,7 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
   };
   let isReady = false;
   let ownAddresses = [...tailnetAddresses(interfaces), host];
-  let tailscale: TailscaleRoute | undefined;
+  let tailscale: TailscaleRoute | undefined = undefined;
   const gateway: Gateway = {
     version,
     id: store.meta("gatewayId", () => crypto.randomUUID()),
@@ -369,6 +409,9 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
     sessionWatchers,
     voicewake: await VoiceWake.open(paths.voicewakeFile),
     heartbeats,
+    cron,
+    tools,
+    store,
     dispatcher,
     garbage: parts.use(new Collector()),
     get isReady() {
@@ -446,6 +489,8 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
   tailscale.start();
   announcer.start();
   runs.recover();
+  cron.start();
+  heartbeats.start();
   outbox.start();
   void channels.refresh();
   isReady = true;
@@ -471,13 +516,19 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
   };
 }
 
+/** A token of other programs must not be logged, whatever they send. */
+function hideHookToken({ hooks }: Config, log: Log) {
+  if (hooks?.token !== undefined) log.addSecret(hooks.token);
+}
+
 /** Tells operators of pairings, and the audit trail. */
 function announce(news: PairingNews, events: EventHub, audit: AuditTrail) {
   const ts = Date.now();
   switch (news.kind) {
     case "requested": {
       events.publish("device.pair.requested", news.request);
-      return audit.record("device.requested", factsOf(news.request, news.request));
+      const { request, user } = news;
+      return audit.record("device.requested", factsOf(request, { ...request, user }));
     }
     case "superseded": {
       const { requestId, deviceId } = news;
@@ -486,10 +537,10 @@ function announce(news: PairingNews, events: EventHub, audit: AuditTrail) {
       return audit.record("device.rejected", { requestId, deviceId, reason });
     }
     case "approved": {
-      const { requestId, claim, inviteId } = news;
+      const { requestId, claim, inviteId, user } = news;
       const { deviceId } = claim;
       events.publish("device.pair.resolved", { requestId, deviceId, decision: "approved", ts });
-      const facts = factsOf(claim, { inviteId });
+      const facts = factsOf(claim, { inviteId, user });
       return inviteId
         ? audit.record("invite.used", facts)
         : audit.record("device.paired", { ...facts, reason: "on the gateway's own machine" });
@@ -499,10 +550,11 @@ function announce(news: PairingNews, events: EventHub, audit: AuditTrail) {
 
 function factsOf(
   { deviceId, displayName, clientId, role, scopes, remoteIp }: DeviceClaim,
-  ids: { requestId?: string; inviteId?: string },
+  ids: { requestId?: string; inviteId?: string; user?: string },
 ): AuditFacts {
-  const { requestId, inviteId } = ids;
+  const { requestId, inviteId, user } = ids;
   return {
+    user,
     deviceId,
     displayName,
     clientId,

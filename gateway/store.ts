@@ -116,7 +116,9 @@ const MIGRATIONS = [
    CREATE TABLE channel_offsets (
      channel TEXT NOT NULL,
      account_id TEXT NOT NULL,
+     bot_id TEXT NOT NULL,
      position TEXT NOT NULL,
+     moved_at_ms INTEGER NOT NULL,
      PRIMARY KEY (channel, account_id)
    ) STRICT, WITHOUT ROWID;
    CREATE TABLE channel_contacts (
@@ -150,6 +152,13 @@ const MIGRATIONS = [
      text TEXT NOT NULL,
      ts INTEGER NOT NULL
    ) STRICT;
+   CREATE TABLE cron_jobs (job_id TEXT PRIMARY KEY, job TEXT NOT NULL) STRICT;
+   CREATE TABLE cron_runs (
+     run_row INTEGER PRIMARY KEY,
+     job_id TEXT NOT NULL,
+     entry TEXT NOT NULL
+   ) STRICT;
+   CREATE INDEX cron_runs_of ON cron_runs (job_id, run_row);
    CREATE TABLE transcripts (
      transcript_id INTEGER PRIMARY KEY,
      session_id TEXT NOT NULL UNIQUE,

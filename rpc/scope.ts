@@ -26,6 +26,15 @@ export function coversScopes(held: readonly string[], wanted: readonly string[])
   return wanted.every((scope) => held.includes(scope) || hasScope(held, scope as Scope));
 }
 
+/** What both lists allow. */
+export function commonScopes(one: readonly string[], other: readonly string[]): string[] {
+  const both = [
+    ...one.filter((scope) => hasScope(other, scope as Scope)),
+    ...other.filter((scope) => hasScope(one, scope as Scope)),
+  ];
+  return [...new Set(both)].sort();
+}
+
 export function unionScopes(...lists: (readonly string[])[]): string[] {
   return [...new Set(lists.flat())].sort();
 }

@@ -1,6 +1,7 @@
 // Opens the WebSocket to a gateway: which endpoints may be dialled without encryption (protocol.md
 // D9), and a certificate that is compared with a pin before a byte of HTTP is sent (§11.2).
 
+import type { TLSSocket } from "node:tls";
 import { normalizedFingerprint } from "../config/schema.ts";
 import { TunnelError } from "./error.ts";
 import { checkPin, type Fingerprint, type Pin, readPins } from "./pin.ts";
@@ -25,7 +26,18 @@ export interface DialOptions {
   warn?(message: string): void;
   /** Every address of a name, as the system resolves it. */
   resolve?(name: string): Promise<string[]>;
+  /** Told what answered the upgrade, before the socket opens or closes. */
+  onAnswer?(answer: HttpAnswer): void;
   signal?: AbortSignal;
+}
+
+/** The answer to an upgrade request: 101, or what something said that does not upgrade. */
+export interface HttpAnswer {
+  status: number;
+  /** Names in lower case. */
+  headers: Readonly<Record<string, string | string[] | undefined>>;
+  /** The beginning of its body; "" for 101. */
+  text: string;
 }
 
 /**
@@ -36,10 +48,11 @@ export async function dial(url: string, options: DialOptions = {}): Promise<Dial
   const target = readUrl(url);
   const pins = readPins(options.pins ?? []);
   if (target.protocol === "wss:") {
-    const { headers } = options;
+    const { headers, onAnswer } = options;
+    if (pins.length > 0) return await dialPinned(target, pins, options);
     // A redirect is not followed: no header goes anywhere else.
-    return pins.length > 0
-      ? await dialPinned(target, pins, options)
+    return onAnswer
+      ? await openSocket(target, options)
       : new WebSocket(target, headers && { headers: { ...headers } });
   }
   if (options.headers && Object.keys(options.headers).length > 0) {
@@ -56,7 +69,8 @@ export async function dial(url: string, options: DialOptions = {}): Promise<Dial
       "Use a wss:// address, or remove the fingerprint",
     );
   }
-  return new WebSocket(await plainEndpoint(target, options));
+  const endpoint = await plainEndpoint(target, options);
+  return options.onAnswer ? await openSocket(endpoint, options) : new WebSocket(endpoint);
 }
 
 /**
@@ -108,6 +122,7 @@ export function isPrivateAddress(text: string): boolean {
 }
 
 const MAX_FRAME_BYTES = 26_214_400;
+const MAX_ANSWER_CHARS = 1_024;
 
 function readUrl(url: string): URL {
   if (URL.canParse(url)) {
@@ -128,11 +143,11 @@ function readUrl(url: string): URL {
 async function dialPinned(
   target: URL,
   pins: readonly Pin[],
-  { signal, headers }: DialOptions,
+  options: DialOptions,
 ): Promise<DialledSocket> {
-  const [{ stream, fingerprint }, { WebSocket: PinnedWebSocket }] = await Promise.all([
-    openTls(target, signal),
-    // @ts-types="npm:@types/ws@8.18.1"
+  const [{ stream, fingerprint }] = await Promise.all([
+    openTls(target, options.signal),
+    // Loaded meanwhile, for what follows.
     import("ws"),
   ]);
   try {
@@ -141,12 +156,38 @@ async function dialPinned(
     stream.destroy();
     throw error;
   }
-  return new PinnedWebSocket(target.href, {
-    createConnection: () => stream,
+  return await openSocket(target, options, stream);
+}
+
+/** A socket of `ws`: over a connection that is there already, and with a look at the answer. */
+async function openSocket(
+  target: URL,
+  { headers, onAnswer }: DialOptions,
+  stream?: TLSSocket,
+): Promise<DialledSocket> {
+  // @ts-types="npm:@types/ws@8.18.1"
+  const { WebSocket: Socket } = await import("ws");
+  const socket = new Socket(target.href, {
+    ...stream && { createConnection: () => stream },
     perMessageDeflate: false,
     maxPayload: MAX_FRAME_BYTES,
     headers,
-  }) as DialledSocket;
+  });
+  if (!onAnswer) return socket as DialledSocket;
+  socket.on("upgrade", ({ headers }) => onAnswer({ status: 101, headers, text: "" }));
+  socket.on("unexpected-response", (_request, response) => {
+    const { statusCode: status = 0, headers } = response;
+    let isTold = false;
+    const tell = (text = "") => {
+      if (isTold) return;
+      isTold = true;
+      onAnswer({ status, headers, text: String(text).slice(0, MAX_ANSWER_CHARS) });
+      socket.terminate();
+    };
+    response.on("data", tell);
+    response.on("close", () => tell());
+  });
+  return socket as DialledSocket;
 }
 
 /**
@@ -219,7 +260,8 @@ async function resolved(name: string, resolve: (name: string) => Promise<string[
   }
 }
 
-async function resolveName(name: string): Promise<string[]> {
+/** Every address of a name, as the system resolves it. @throws {Error} it has none */
+export async function resolveName(name: string): Promise<string[]> {
   const { lookup } = await import("node:dns/promises");
   return (await lookup(name, { all: true })).map(({ address }) => address);
 }

@@ -224,16 +224,20 @@ function tool<Params>({ name, description, params, isThere, run }: {
   isThere?(): boolean;
   run(params: Params, context: ToolContext): Promise<ToolResult>;
 }): AgentTool {
+  const check = (args: Record<string, unknown>) => {
+    const wrong = problems(args, params, { max: 10 });
+    return wrong.length > 0 ? `invalid ${name} arguments: ${explain(wrong)}` : undefined;
+  };
   return {
     name,
     description,
     parameters: schemaOf(params),
     isOwnerOnly: true,
     ...(isThere && { isThere }),
+    check,
     async run(args, context) {
-      const wrong = problems(args, params, { max: 10 });
-      if (wrong.length > 0) return failed(`invalid ${name} arguments: ${explain(wrong)}`);
-      return await run(args as Params, context);
+      const wrong = check(args);
+      return wrong === undefined ? await run(args as Params, context) : failed(wrong);
     },
   };
 }

@@ -129,6 +129,7 @@ async function approve(
       label: LABELS[decision],
       command: `/approve ${id} ${decision}`,
     }))],
+    ifUnsure: "again",
   }, `approval:${id}`);
   const { decision } = await asking;
   if (decision === "deny") throw new RpcError("FORBIDDEN", "exec denied: user denied");

@@ -11,8 +11,9 @@ import type { Store } from "../store.ts";
 import type { SystemEvents } from "../system_events.ts";
 import type { Audience } from "./audience.ts";
 import { type Command, type CommandCall, NO_MODEL, readCommand } from "./builtin.ts";
-import { type AgentModel, ModelError, type TurnPart } from "./model.ts";
-import { systemPrompt, withEvents } from "./prompt.ts";
+import { type AgentModel, ModelError, type Turn, type TurnPart } from "./model.ts";
+import { conversation, hasOldImages, systemPrompt, withoutOldImages } from "./prompt.ts";
+import { type Quiet, worthSaying } from "./quiet.ts";
 import { type Ending, RunNews } from "./run_news.ts";
 import type { AgentTool, GatewayCall, ToolContext, ToolResult } from "./tools.ts";
 
@@ -51,6 +52,8 @@ export interface RunRequest {
   replyTo?: string;
   /** How many sessions have passed it on to another one. */
   hops?: number;
+  /** Nobody has asked: the reply is delivered only where it says something. */
+  quiet?: Quiet;
 }
 
 /** Why a run was ended from outside (`stopReason` of §8.3). */
@@ -129,12 +132,15 @@ const MAX_ATTEMPTS = 3;
 const MAX_TEXT = 2_000_000;
 /** Of one result, for the model and for listeners. */
 const MAX_RESULT = 60_000;
+/** Tools that a model may ask for in one message. */
+const MAX_CALLS = 100;
 const MAX_MEDIA = 10;
 /** A model that answers faster than the loop turns must not keep everybody else waiting. */
 const MAX_BUSY_MS = 10;
 const MAX_TIMEOUT_MS = 86_400_000;
 const DEFAULT_TIMEOUT_SECONDS = 600;
-const HISTORY = { limit: 400, maxBytes: 2_000_000 };
+/** What a model is told of a conversation; of its images as many of the last ones. */
+const HISTORY = { limit: 400, maxBytes: 2_000_000, maxImageBytes: 6_000_000 };
 
 const INTERRUPTED =
   "I was interrupted while working on your last message, and some of it may have been done. " +
@@ -188,6 +194,11 @@ interface Finish {
   /** Where the text is no part of the transcript yet. */
   model?: string;
   usage?: { inputTokens: number; outputTokens: number };
+}
+
+interface Tokens {
+  inputTokens: number;
+  outputTokens: number;
 }
 
 /** One message of a model. */
@@ -424,12 +435,14 @@ export class Runs implements AsyncDisposable {
     run.hasBegun = true;
     run.startedAtMs = Date.now();
     run.timer = setTimeout(() => this.#abort(run, "timeout"), this.#timeoutOf(request));
+    let obstacle: unknown;
     try {
       store.transaction(() => {
         this.#begun.run(request.runId);
         if (run.isRecorded) run.sessionId = this.#record(run);
       });
     } catch (error) {
+      obstacle = error;
       log.error("a run could not begin", { runId: request.runId, error: String(error) });
     }
     const { verboseLevel } = sessions.get(key)?.entry ?? {};
@@ -441,7 +454,8 @@ export class Runs implements AsyncDisposable {
       audience,
     });
     run.news.started(run.startedAtMs);
-    const work = this.#work(run).then(
+    const working = obstacle === undefined ? this.#work(run) : Promise.reject(obstacle);
+    const work = working.then(
       (finish) => this.#finish(run, finish),
       (error) => this.#fail(run, error),
     ).finally(() => this.#working.delete(work));
@@ -468,6 +482,7 @@ export class Runs implements AsyncDisposable {
         })),
       ],
       timestamp: Date.now(),
+      ...senderOf(request),
     }).sessionId;
   }
 
@@ -503,7 +518,7 @@ export class Runs implements AsyncDisposable {
         this.#options.callGateway(method, params, this.#contextOf(run, () => {})),
       stop: () => this.abort({ sessionKey }, "stop").filter((id) => id !== runId).length,
       reset: () => void sessions.reset(key),
-      lastReply: () => lastReply(sessions.history(key, HISTORY).messages),
+      lastReply: () => lastReply(sessions.history(key, { ...HISTORY, maxImageBytes: 0 }).messages),
     };
     const text = command.isOwnerOnly && !origin.isOwner
       ? `/${command.name} is for the owner of this gateway.`
@@ -516,10 +531,13 @@ export class Runs implements AsyncDisposable {
   async #converse(run: LiveRun, models: AgentModel[]): Promise<Finish> {
     const { request, key, agentId } = run;
     const { sessions, systemEvents, config, version } = this.#options;
-    const { events, upTo } = systemEvents.pending(key);
+    // What happened on the owner's machines is not for others to hear, nor to be heard away by them.
+    const { events, upTo } = request.origin.isOwner
+      ? systemEvents.pending(key)
+      : { events: [], upTo: 0 };
     run.eventsUpTo = upTo;
     const tools = this.#options.tools.filter((tool) => this.#isOffered(tool, run));
-    const messages = withEvents(sessions.history(key, HISTORY).messages, events);
+    const messages = conversation(sessions.history(key, HISTORY).messages, { request, events });
     const system = systemPrompt({
       config: config.reading.config,
       agentId,
@@ -532,6 +550,7 @@ export class Runs implements AsyncDisposable {
     for (let step = 0; step < MAX_STEPS; step++) {
       const turn = { system, messages, tools, thinking, signal: run.stopper.signal };
       const said = await this.#ask(run, models, turn);
+      run.stopper.signal.throwIfAborted();
       if (said.calls.length === 0) {
         const { text, stopReason, usage, model } = said;
         return { text, stopReason, usage, model: model.id };
@@ -542,6 +561,7 @@ export class Runs implements AsyncDisposable {
       run.news!.turns();
       for (const call of said.calls) {
         const result = await this.#useTool(run, call);
+        run.stopper.signal.throwIfAborted();
         const message = resultMessage(call, result);
         run.openCalls = run.openCalls.filter(({ id }) => id !== call.id);
         sessions.append(key, message, { sessionId: run.sessionId });
@@ -553,15 +573,20 @@ export class Runs implements AsyncDisposable {
     });
   }
 
-  /** One message of the first model that gives one. */
-  async #ask(run: LiveRun, models: AgentModel[], turn: Parameters<AgentModel["respond"]>[0]) {
+  /** One message of the first model that gives one; who has begun to speak is not talked over. */
+  async #ask(run: LiveRun, models: AgentModel[], turn: Turn) {
     for (;;) {
       const model = models[run.modelAt];
       try {
         return await this.#listen(run, model, turn);
       } catch (error) {
-        const isTransient = error instanceof ModelError && error.isTransient;
-        if (!isTransient || run.modelAt + 1 >= models.length || run.isOver) throw error;
+        if (!(error instanceof ModelError) || run.said !== "" || run.isOver) throw error;
+        // An image that no provider takes must not spoil the conversation for good.
+        if (error.kind === "badRequest" && hasOldImages(turn.messages)) {
+          turn = { ...turn, messages: withoutOldImages(turn.messages) };
+          continue;
+        }
+        if (!error.isTransient || run.modelAt + 1 >= models.length) throw error;
         this.#options.log.warn("a model failed; asking the next", {
           runId: run.request.runId,
           model: model.id,
@@ -569,19 +594,12 @@ export class Runs implements AsyncDisposable {
           error: error.message,
         });
         run.modelAt++;
-        run.said = "";
-        run.news!.turns();
       }
     }
   }
 
-  async #listen(
-    run: LiveRun,
-    model: AgentModel,
-    turn: Parameters<AgentModel["respond"]>[0],
-  ): Promise<Said> {
+  async #listen(run: LiveRun, model: AgentModel, turn: Turn): Promise<Said> {
     const { signal } = run.stopper;
-    const { sessions } = this.#options;
     const calls: Said["calls"] = [];
     let usage: Said["usage"];
     let stopReason: string | undefined;
@@ -591,6 +609,7 @@ export class Runs implements AsyncDisposable {
     try {
       while (stopReason === undefined) {
         const { done, value: part } = await orAborted(parts.next(), signal);
+        signal.throwIfAborted();
         if (done) break;
         switch (part.type) {
           case "text":
@@ -600,6 +619,8 @@ export class Runs implements AsyncDisposable {
             run.news!.says(part.delta);
             break;
           case "toolCall":
+            length += JSON.stringify(part.args).length;
+            if (length > MAX_TEXT || calls.length >= MAX_CALLS) throw tooLong(model);
             calls.push(part);
             break;
           case "usage":
@@ -615,22 +636,24 @@ export class Runs implements AsyncDisposable {
     } finally {
       // One that hangs is left behind: the signal is all it can be told.
       parts.return?.()?.catch(() => {});
+      // What was used is to be paid for, also where the turn came to nothing.
+      if (usage) this.#spend(run, model, usage);
     }
     signal.throwIfAborted();
-    if (usage) {
-      const { inputTokens, outputTokens } = usage;
-      run.usage = {
-        inputTokens: (run.usage?.inputTokens ?? 0) + inputTokens,
-        outputTokens: (run.usage?.outputTokens ?? 0) + outputTokens,
-      };
-      sessions.recordUsage(run.key, {
-        inputTokens,
-        outputTokens,
-        model: model.id,
-        contextTokens: model.contextTokens,
-      });
-    }
     return { text: run.said, calls, stopReason: stopReason ?? "other", usage, model };
+  }
+
+  #spend(run: LiveRun, model: AgentModel, { inputTokens, outputTokens }: Tokens) {
+    run.usage = {
+      inputTokens: (run.usage?.inputTokens ?? 0) + inputTokens,
+      outputTokens: (run.usage?.outputTokens ?? 0) + outputTokens,
+    };
+    this.#options.sessions.recordUsage(run.key, {
+      inputTokens,
+      outputTokens,
+      model: model.id,
+      contextTokens: model.contextTokens,
+    }, { sessionId: run.sessionId });
   }
 
   /** From here on nothing of this run may be done again by itself. */
@@ -667,15 +690,18 @@ export class Runs implements AsyncDisposable {
   /** What goes wrong is told to whoever asked for it; only an abort passes through. */
   async #useTool(
     run: LiveRun,
-    { id, name, args }: Extract<TurnPart, { type: "toolCall" }>,
+    { id, name, args, problem }: Extract<TurnPart, { type: "toolCall" }>,
   ): Promise<ToolResult> {
     const { stopper: { signal }, news } = run;
+    signal.throwIfAborted();
     this.#markTools(run);
     const tool = this.#options.tools.find((one) => one.name === name);
     news!.toolStarted(name, id, args);
     let result: ToolResult;
     if (!tool || !this.#isOffered(tool, run)) {
       result = { text: `there is no tool ${name} here`, isError: true };
+    } else if (problem !== undefined) {
+      result = { text: `${name} was not run: ${problem}`, isError: true };
     } else {
       const update = (partial: unknown) => {
         if (!run.isOver) news!.toolUpdated(name, id, partial);
@@ -687,6 +713,7 @@ export class Runs implements AsyncDisposable {
         signal.throwIfAborted();
         result = this.#toolFailure(name, error);
       }
+      signal.throwIfAborted();
     }
     const text = shortened(result.text);
     for (const { mimeType, content } of result.images ?? []) {
@@ -756,17 +783,19 @@ export class Runs implements AsyncDisposable {
   #fail(run: LiveRun, error: unknown) {
     if (run.isOver) return;
     const message = this.#explain(run, error);
-    this.#end(run, { status: "error", text: "", error: message }, {
-      state: "error",
-      error: message,
-    });
+    this.#end(
+      run,
+      { status: "error", text: "", error: message },
+      { state: "error", error: message },
+      saidUntil(run, "error"),
+    );
   }
 
   #explain({ request: { runId } }: LiveRun, error: unknown): string {
     const { log } = this.#options;
     if (error instanceof ModelError) {
       log.warn("a run failed", { runId, kind: error.kind, error: error.message, fix: error.fix });
-      return `${error.message}. ${error.fix}`;
+      return `${error.message}. ${fixOf(error.fix)}`;
     }
     if (error instanceof RpcError) return `${error.message}${noteOf(error.details)}`;
     const id = crypto.randomUUID();
@@ -783,12 +812,7 @@ export class Runs implements AsyncDisposable {
       run,
       { status: "aborted", text, stopReason: reason },
       { state: "aborted", reason },
-      text === "" || !run.isRecorded ? undefined : {
-        role: "assistant",
-        content: [{ type: "text", text }],
-        timestamp: Date.now(),
-        stopReason: "aborted",
-      },
+      saidUntil(run, "aborted"),
     );
   }
 
@@ -856,6 +880,8 @@ export class Runs implements AsyncDisposable {
     try {
       this.#options.replies()?.enqueue(deliverTo, message, `${runId}:${name}`);
     } catch (error) {
+      // A disk that is full undoes the end of the run: it comes again after the next start.
+      if ((error as { code?: unknown }).code === "ERR_SQLITE_ERROR") throw error;
       this.#options.log.warn("a chat could not be told", { runId, error: String(error) });
     }
   }
@@ -890,7 +916,9 @@ export class Runs implements AsyncDisposable {
         });
       }
       this.#ended.run(JSON.stringify(outcome), outcome.endedAtMs, request.runId);
-      this.#deliver(request, { text: INTERRUPTED, replyTo: request.replyTo }, "reply");
+      if (!request.quiet?.failuresToo) {
+        this.#deliver(request, { text: INTERRUPTED, replyTo: request.replyTo }, "reply");
+      }
     });
     this.#settle(run, outcome);
   }
@@ -910,9 +938,14 @@ export class Runs implements AsyncDisposable {
 /** What the chat is told at the end; undefined: nothing. */
 function replyOf(
   { status, text, error, stopReason, media }: RunOutcome,
-  { origin, replyTo }: RunRequest,
+  { origin, replyTo, quiet }: RunRequest,
 ): OutgoingMessage | undefined {
-  const say = (words: string) => ({ text: words, media, replyTo });
+  const say = (words: string) => ({ text: words, media, replyTo, ifUnsure: "tell" as const });
+  if (quiet && status === "ok") {
+    const words = worthSaying(text, quiet);
+    return words === "" && !media ? undefined : say(words);
+  }
+  if (quiet?.failuresToo) return undefined;
   switch (status) {
     case "ok":
       return say(text === "" && !media ? "I have nothing to say to that." : text);
@@ -950,7 +983,22 @@ function resultMessage(
   };
 }
 
-function usageOf({ inputTokens, outputTokens }: { inputTokens: number; outputTokens: number }) {
+/** What a run was cut off in the middle of saying, for the transcript. */
+function saidUntil({ said, isRecorded }: LiveRun, stopReason: string): Message | undefined {
+  if (said === "" || !isRecorded) return undefined;
+  const content = [{ type: "text" as const, text: said }];
+  return { role: "assistant", content, timestamp: Date.now(), stopReason };
+}
+
+/** Who wrote a message, where that is not plainly the owner at the gateway's own client. */
+function senderOf({ origin, hops }: RunRequest): Pick<Message, "sender"> {
+  const { kind, isOwner, senderName, callerName } = origin;
+  if (kind === "operator" && !hops) return {};
+  const name = senderName ?? (kind === "node" ? callerName : undefined);
+  return { sender: { kind: hops ? "session" : kind, ...(name && { name }), isOwner } };
+}
+
+function usageOf({ inputTokens, outputTokens }: Tokens) {
   return { inputTokens, outputTokens, totalTokens: inputTokens + outputTokens };
 }
 
@@ -967,8 +1015,13 @@ function noteOf(details: unknown): string {
   return [
     typeof reason === "string" ? ` (${reason})` : "",
     delivery === "unknown" ? " (it may have been done)" : "",
-    typeof fix === "string" ? `. ${fix}` : "",
+    typeof fix === "string" ? `. ${fixOf(fix)}` : "",
   ].join("");
+}
+
+/** What mends it, as part of what is said to a person. */
+function fixOf(fix: string): string {
+  return fix.startsWith("zero ") ? `Run this on the gateway's machine: ${fix}` : fix;
 }
 
 function shortened(text: string): string {

@@ -12,6 +12,8 @@ export interface AgentTool {
   isOwnerOnly: boolean;
   /** False where this gateway has nothing to do it with. */
   isThere?(): boolean;
+  /** What is wrong with these arguments; undefined: nothing. */
+  check?(args: Record<string, unknown>): string | undefined;
   /**
    * Ends soon after `signal` aborts, or is left behind. What it throws goes back to the model as an
    * error with the tool's name.

@@ -21,6 +21,11 @@ export interface OutgoingMessage {
   replyTo?: string;
   /** Rows of buttons; pressing one comes back as the text of its command. */
   buttons?: readonly (readonly { label: string; command: string }[])[];
+  /**
+   * What happens when nobody knows whether it arrived. `tell`: the chat hears so, once. `again`: it is
+   * sent again, for as long as this process lives; for what may be said twice. Else nothing.
+   */
+  ifUnsure?: "tell" | "again";
 }
 
 /** One message, as the service names it. */
@@ -74,6 +79,8 @@ export interface ChannelStatus {
   running: boolean;
   /** Of the last failure, one sentence with its fix. */
   lastError?: string;
+  /** Its name at the service, such as `@name`. */
+  account?: string;
   lastInboundAtMs?: number;
   lastOutboundAtMs?: number;
 }
@@ -84,6 +91,8 @@ export interface Channel extends AsyncDisposable {
   readonly label: string;
   readonly accountId: string;
   status(): ChannelStatus;
+  /** Whether the service answers; what is to be sent waits until it does. */
+  readonly isReachable: boolean;
   /**
    * Sends all parts of a message but those that were sent before.
    *
@@ -93,13 +102,4 @@ export interface Channel extends AsyncDisposable {
   send(to: Address, message: OutgoingMessage, progress: PartProgress): Promise<Delivered>;
   /** Shows that somebody is typing, for some seconds; failures do not matter. */
   typing(to: Address): Promise<void>;
-}
-
-/** What a channel tells the gateway. */
-export interface Inbox {
-  /**
-   * Durable when it returns; a message that was seen before is accepted and ignored. Only then may
-   * the channel acknowledge it to the service.
-   */
-  accept(message: IncomingMessage): void;
 }

@@ -14,9 +14,16 @@ import type { Sessions } from "../sessions.ts";
 import type { Store } from "../store.ts";
 import type { AccessRules } from "./access.ts";
 import type { Channel, ChannelStatus, IncomingMessage } from "./channel.ts";
-import type { Contacts } from "./contacts.ts";
+import type { Contact, Contacts } from "./contacts.ts";
 import type { Outbox, Sender } from "./outbox.ts";
-import { type Intake, type Pauses, TelegramChannel } from "./telegram.ts";
+import {
+  botIdOf,
+  type Brought,
+  type Intake,
+  type Stranger,
+  TelegramChannel,
+  type Timing,
+} from "./telegram.ts";
 
 export interface ChannelsOptions {
   store: Store;
@@ -30,7 +37,9 @@ export interface ChannelsOptions {
   runs(): Runs;
   /** Told when the status of a channel has changed. */
   onChange(): void;
-  pauses?: Pauses;
+  /** Told of somebody who waits to be let in. */
+  onRequest(contact: Contact): void;
+  timing?: Partial<Timing>;
 }
 
 export interface AccountStatus extends ChannelStatus {
@@ -45,6 +54,8 @@ const DEFAULT_ACCOUNT = "default";
 const DEFAULT_API_ROOT = "https://api.telegram.org";
 /** A message that was seen is known for so long. */
 const SEEN_MS = 7 * 24 * 3_600_000;
+/** Telegram numbers its updates anew when there were none for a week. */
+const POSITION_MS = 6 * 24 * 3_600_000;
 /** "Typing" is shown anew in this time, as long as a run lasts, but not for ever. */
 const TYPING_MS = 4_000;
 const MAX_TYPING_MS = 300_000;
@@ -65,11 +76,14 @@ export class Channels implements AsyncDisposable {
     this.#options = options;
     this.#sql = {
       position: store.prepare(
-        "SELECT position FROM channel_offsets WHERE channel = ? AND account_id = ?",
+        `SELECT position FROM channel_offsets
+         WHERE channel = ? AND account_id = ? AND bot_id = ? AND moved_at_ms > ?`,
       ),
       move: store.prepare(
-        `INSERT INTO channel_offsets (channel, account_id, position) VALUES (?, ?, ?)
-         ON CONFLICT DO UPDATE SET position = excluded.position`,
+        `INSERT INTO channel_offsets (channel, account_id, bot_id, position, moved_at_ms)
+         VALUES (?, ?, ?, ?, ?)
+         ON CONFLICT DO UPDATE SET bot_id = excluded.bot_id, position = excluded.position,
+           moved_at_ms = excluded.moved_at_ms`,
       ),
       see: store.prepare(
         `INSERT INTO inbox (channel, account_id, inbound_id, accepted_at_ms) VALUES (?, ?, ?, ?)
@@ -91,7 +105,8 @@ export class Channels implements AsyncDisposable {
 
   sender(channel: string, accountId: string): Sender | undefined {
     const found = this.#telegram;
-    return found && found.id === channel && found.accountId === accountId ? found : undefined;
+    if (found?.id !== channel || found.accountId !== accountId) return undefined;
+    return found.isReachable ? found : undefined;
   }
 
   /** Accounts that are configured. */
@@ -126,62 +141,91 @@ export class Channels implements AsyncDisposable {
     if (this.#isStopped) return;
     const { telegram } = this.#options.config.reading.config.channels ?? {};
     const wanted = isConfigured(telegram) && telegram.enabled !== false ? telegram : undefined;
-    const start = wanted &&
-      JSON.stringify([wanted.botToken, wanted.tokenFile, wanted.apiRoot ?? DEFAULT_API_ROOT]);
-    if (start === this.#startedWith && this.#telegram) return;
+    let token = "";
+    let problem: string | undefined;
+    try {
+      // The file of the token may hold another one now.
+      if (wanted) token = await this.#tokenOf(wanted);
+    } catch (error) {
+      problem = (error as Error).message;
+    }
+    const apiRoot = (wanted?.apiRoot ?? DEFAULT_API_ROOT).replace(/\/+$/, "");
+    const start = token && JSON.stringify([token, apiRoot]);
+    if (start === this.#startedWith && problem === this.#problem) return;
     await this.#telegram?.[Symbol.asyncDispose]();
     this.#telegram = undefined;
-    this.#startedWith = start ?? "";
-    this.#problem = undefined;
-    if (wanted) this.#telegram = await this.#startTelegram(wanted);
+    this.#startedWith = start;
+    this.#problem = problem;
+    if (problem) this.#options.log.error("a channel could not be started", { error: problem });
+    if (token) this.#telegram = this.#startTelegram(token, apiRoot);
     this.#options.onChange();
     this.#options.outbox.poke();
   }
 
-  async #startTelegram(settings: TelegramConfig): Promise<TelegramChannel> {
-    const { env, log, onChange, outbox, pauses } = this.#options;
-    const { botToken, tokenFile, apiRoot = DEFAULT_API_ROOT } = settings;
-    const ref = botToken ?? { file: tokenFile! };
-    const token = await resolveSecret(ref, {
+  async #tokenOf({ botToken, tokenFile }: TelegramConfig): Promise<string> {
+    const { env, log } = this.#options;
+    const token = await resolveSecret(botToken ?? { file: tokenFile! }, {
       env,
       name: botToken === undefined ? "channels.telegram.tokenFile" : "channels.telegram.botToken",
       warn: (message) => log.warn(message),
     });
     log.addSecret(token);
+    return token;
+  }
+
+  #startTelegram(token: string, apiRoot: string): TelegramChannel {
+    const { log, onChange, outbox, timing } = this.#options;
     return new TelegramChannel({
       accountId: DEFAULT_ACCOUNT,
       token,
-      apiRoot: apiRoot.replace(/\/+$/, ""),
+      apiRoot,
       rules: () => rulesOf(this.#options.config.reading.config.channels?.telegram ?? {}),
-      intake: this.#intake("telegram", DEFAULT_ACCOUNT),
+      intake: this.#intake("telegram", DEFAULT_ACCOUNT, botIdOf(token)),
       log: log.child("telegram"),
       commands: COMMANDS.map(({ name, summary }) => ({ name, summary })),
       onChange: () => {
         onChange();
         outbox.poke();
       },
-      pauses,
+      timing,
     });
   }
 
-  #intake(channel: string, accountId: string): Intake {
-    const { store, contacts, outbox } = this.#options;
-    const account = { channel, accountId };
+  #intake(channel: string, accountId: string, botId: string): Intake {
+    const { store, contacts } = this.#options;
     return {
       position: () => {
-        const row = this.#sql.position.get(channel, accountId);
+        const row = this.#sql.position.get(channel, accountId, botId, Date.now() - POSITION_MS);
         return row && Number(row.position);
       },
-      take: (updateId, message) => {
+      take: (updateId, brought?: Brought) => {
         store.transaction(() => {
-          this.#sql.move.run(channel, accountId, String(updateId));
-          if (message) this.#accept(message);
+          this.#sql.move.run(channel, accountId, botId, String(updateId), Date.now());
+          if (!brought) return;
+          if ("message" in brought) this.#accept(brought.message);
+          else this.#greet(brought.stranger);
         });
       },
-      isPaired: (senderId) => contacts.isApproved(account, senderId),
-      ask: (sender) => contacts.ask(account, sender),
-      say: (to, message, key) => outbox.enqueue(to, message, key),
+      isPaired: (senderId) => contacts.isApproved({ channel, accountId }, senderId),
     };
+  }
+
+  /** Within the transaction that notes its update as dealt with. */
+  #greet({ from, sender }: Stranger) {
+    const { contacts, outbox, store, onRequest } = this.#options;
+    const asked = contacts.ask(from, sender);
+    if (!asked) return;
+    const { contact, isNew } = asked;
+    outbox.enqueue(
+      from,
+      {
+        text: "I do not know you. If you know who runs me, have them let you in within the hour; " +
+          `they run this:\n\n\`zero pairing approve ${from.channel} ${contact.code}\`\n\n` +
+          `You are number ${sender.id} here.`,
+      },
+      `pairing:${from.channel}:${from.accountId}:${sender.id}:${crypto.randomUUID()}`,
+    );
+    if (isNew) store.afterCommit(() => onRequest(contact));
   }
 
   /** Within the transaction that notes its update as dealt with. */
@@ -211,7 +255,9 @@ export class Channels implements AsyncDisposable {
       });
       this.#options.store.afterCommit(() => this.#showTyping(message, run.done));
     } catch (error) {
-      if (!(error instanceof RpcError)) throw error;
+      const isBusy = error instanceof RpcError &&
+        (error.details as { code?: string } | undefined)?.code === "SESSION_BUSY";
+      if (!isBusy) throw error;
       outbox.enqueue(
         from,
         { text: "I have too much to do in this chat already: wait for an answer, or send /stop." },

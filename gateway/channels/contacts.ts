@@ -70,9 +70,13 @@ export class Contacts {
   /**
    * Somebody who is not known has written.
    *
-   * @returns the code to tell; undefined when it was told a moment ago or too many wait already
+   * @returns who is to be told the code; undefined when that was done a moment ago or too many wait
+   * already
    */
-  ask({ channel, accountId }: Account, sender: { id: string; name: string }): string | undefined {
+  ask(
+    { channel, accountId }: Account,
+    sender: { id: string; name: string },
+  ): { contact: Contact; isNew: boolean } | undefined {
     const now = this.#now();
     return this.#store.transaction(() => {
       this.#sql.expire.run(now - CODE_TTL_MS);
@@ -80,13 +84,14 @@ export class Contacts {
       if (found?.code != null) {
         if (now - Number(found.told_at_ms) < TELL_AGAIN_MS) return undefined;
         this.#sql.told.run(now, channel, accountId, sender.id);
-        return String(found.code);
+        return { contact: contactOf(found), isNew: false };
       }
       const { count } = this.#sql.waiting.get(channel, accountId) as { count: number };
       if (count >= MAX_WAITING) return undefined;
       const code = newCode();
       this.#sql.add.run(channel, accountId, sender.id, sender.name, code, now, now);
-      return code;
+      const contact = { channel, accountId, senderId: sender.id, name: sender.name, code };
+      return { contact: { ...contact, askedAtMs: now }, isNew: true };
     });
   }
 

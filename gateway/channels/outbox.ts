@@ -100,7 +100,8 @@ export class Outbox implements AsyncDisposable {
         "UPDATE outbox SET state = ?, error = ?, done_at_ms = ? WHERE id = ?",
       ),
       interrupted: store.prepare(
-        "SELECT id, key, chat, address FROM outbox WHERE state = 'sending' ORDER BY id",
+        `SELECT id, key, address, message, attempts, parts_sent, next_at_ms, created_at_ms
+         FROM outbox WHERE state = 'sending' ORDER BY id`,
       ),
       byKey: store.prepare("SELECT state, result, error FROM outbox WHERE key = ?"),
       prune: store.prepare("DELETE FROM outbox WHERE done_at_ms < ?"),
@@ -119,9 +120,7 @@ export class Outbox implements AsyncDisposable {
     if (count >= MAX_WAITING) {
       throw new Error(`Cannot send to ${to.channel}: ${count} messages wait for this chat already`);
     }
-    const now = this.#now();
-    this.#sql.add.run(key, chat, JSON.stringify(to), JSON.stringify(message), now, now);
-    this.#options.store.afterCommit(() => this.poke());
+    this.#add(to, message, key);
   }
 
   /** Resolves when it is known what became of a message; what waits for its channel keeps waiting. */
@@ -147,21 +146,15 @@ export class Outbox implements AsyncDisposable {
     const { store, log } = this.#options;
     store.transaction(() => {
       const told = new Set<string>();
-      for (const row of this.#sql.interrupted.all()) {
-        const to = JSON.parse(String(row.address)) as Address;
-        this.#sql.giveUp.run(
-          "unknown",
-          "the gateway stopped while sending it",
-          this.#now(),
-          row.id,
-        );
-        log.warn("a message may not have arrived: the gateway stopped while sending it", {
-          channel: to.channel,
-          key: String(row.key),
-        });
-        if (told.has(String(row.chat))) continue;
-        told.add(String(row.chat));
-        this.enqueue(to, { text: MAYBE_LOST }, `maybe-lost:${row.key}`);
+      for (const row of this.#sql.interrupted.all().map(rowOf)) {
+        const error = "the gateway stopped while sending it";
+        this.#sql.giveUp.run("unknown", error, this.#now(), row.id);
+        const { address: { channel }, key } = row;
+        log.warn(`a message may not have arrived: ${error}`, { channel, key });
+        const chat = chatOf(row.address);
+        if (row.message.ifUnsure !== "tell" || told.has(chat)) continue;
+        told.add(chat);
+        this.#tellUnsure(row);
       }
       this.#sql.prune.run(this.#now() - KEPT_MS);
     });
@@ -247,7 +240,8 @@ export class Outbox implements AsyncDisposable {
       ? error.details
       : { outcome: "unknown" as const, isTransient: false, retryAfterMs: undefined };
     const facts = { channel: row.address.channel, key: row.key, error: text };
-    if (outcome === "unknown") {
+    const { ifUnsure } = row.message;
+    if (outcome === "unknown" && !(ifUnsure === "again" && isTransient)) {
       log.warn("a message may not have arrived", facts);
       this.#settle(row, "unknown", text);
       return;
@@ -266,13 +260,21 @@ export class Outbox implements AsyncDisposable {
     this.#note(() => {
       this.#options.store.transaction(() => {
         this.#sql.giveUp.run(state, error, this.#now(), row.id);
-        const isNotice = row.key.startsWith("maybe-lost:");
-        if (state === "unknown" && !isNotice) {
-          this.enqueue(row.address, { text: MAYBE_LOST }, `maybe-lost:${row.key}`);
-        }
+        if (state === "unknown" && row.message.ifUnsure === "tell") this.#tellUnsure(row);
       });
     });
     this.#tell(row.key, { state, error });
+  }
+
+  /** Once at most: what becomes of the notice itself is not told. */
+  #tellUnsure({ address, key }: Row) {
+    this.#add(address, { text: MAYBE_LOST }, `maybe-lost:${key}`);
+  }
+
+  #add(to: Address, message: OutgoingMessage, key: string) {
+    const now = this.#now();
+    this.#sql.add.run(key, chatOf(to), JSON.stringify(to), JSON.stringify(message), now, now);
+    this.#options.store.afterCommit(() => this.poke());
   }
 
   /** What was sent stays sent, also where that cannot be written down. */

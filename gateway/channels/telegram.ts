@@ -29,35 +29,55 @@ export interface TelegramOptions {
   commands: readonly { name: string; summary: string }[];
   /** Told when it has come up, and whenever its status changes. */
   onChange(): void;
-  pauses?: Pauses;
+  timing?: Partial<Timing>;
 }
 
-/** What becomes of updates; each is durable when the call returns. */
+/** What becomes of updates. */
 export interface Intake {
-  /** The last update that was dealt with. */
+  /** The last update that was dealt with; undefined where it says nothing about the next one. */
   position(): number | undefined;
-  /** Notes that an update was dealt with, with the message it brought, if any. */
-  take(updateId: number, message?: IncomingMessage): void;
+  /**
+   * Notes that an update was dealt with, and what it brought: a message, a stranger, or nothing.
+   * Durable when it returns.
+   */
+  take(updateId: number, brought?: Brought): void;
   isPaired(senderId: string): boolean;
-  /** A stranger has written. @returns the code to tell, unless that was done a moment ago */
-  ask(sender: { id: string; name: string }): string | undefined;
-  /** Says something, in its own time. */
-  say(to: Address, message: OutgoingMessage, key: string): void;
 }
 
-/** Milliseconds between attempts. */
-export interface Pauses {
+export type Brought = { message: IncomingMessage } | { stranger: Stranger };
+
+/** Somebody who wrote without being known. */
+export interface Stranger {
+  from: Address;
+  sender: { id: string; name: string };
+}
+
+/** Milliseconds. */
+export interface Timing {
+  /** Between attempts. */
   firstRetry: number;
   longestRetry: number;
   conflict: number;
+  /** While the token is refused. */
+  refused: number;
+  /** How long Telegram holds a poll that has nothing to answer. */
+  hold: number;
+  /** Beyond it a poll, a call, the fetching of a file is given up. */
+  poll: number;
+  call: number;
+  file: number;
 }
 
-const PAUSES: Pauses = { firstRetry: 1_000, longestRetry: 30_000, conflict: 10_000 };
-/** How long Telegram holds a poll that has nothing to answer. */
-const POLL_SECONDS = 25;
-/** Beyond it a poll or a call is given up. */
-const POLL_TIMEOUT_MS = (POLL_SECONDS + 20) * 1_000;
-const CALL_TIMEOUT_MS = 60_000;
+const TIMING: Timing = {
+  firstRetry: 1_000,
+  longestRetry: 30_000,
+  conflict: 10_000,
+  refused: 300_000,
+  hold: 25_000,
+  poll: 45_000,
+  call: 60_000,
+  file: 20_000,
+};
 const MAX_IMAGE_BYTES = 5_000_000;
 const UPDATES = ["message", "edited_message", "callback_query"] as const;
 
@@ -65,21 +85,27 @@ export class TelegramChannel implements Channel {
   readonly id = "telegram";
   readonly label = "Telegram";
   readonly accountId: string;
+  /** Whose updates and messages are numbered anew. */
+  readonly botId: string;
   readonly #options: TelegramOptions;
-  readonly #pauses: Pauses;
+  readonly #timing: Timing;
   readonly #stop = new AbortController();
   readonly #work: Promise<void>;
+  /** Calls nobody waits for. */
+  readonly #loose = new Set<Promise<unknown>>();
   #api?: Api;
   #me?: { id: number; username: string };
   #isRunning = false;
+  #isReachable = false;
   #lastError?: string;
   #lastInboundAtMs?: number;
   #lastOutboundAtMs?: number;
 
   constructor(options: TelegramOptions) {
     this.accountId = options.accountId;
+    this.botId = botIdOf(options.token);
     this.#options = options;
-    this.#pauses = options.pauses ?? PAUSES;
+    this.#timing = { ...TIMING, ...options.timing };
     this.#work = this.#run();
   }
 
@@ -92,6 +118,10 @@ export class TelegramChannel implements Channel {
       ...(this.#lastInboundAtMs && { lastInboundAtMs: this.#lastInboundAtMs }),
       ...(this.#lastOutboundAtMs && { lastOutboundAtMs: this.#lastOutboundAtMs }),
     };
+  }
+
+  get isReachable(): boolean {
+    return this.#isReachable;
   }
 
   async send(to: Address, message: OutgoingMessage, progress: PartProgress): Promise<Delivered> {
@@ -118,7 +148,7 @@ export class TelegramChannel implements Channel {
         to,
         "typing",
         { ...(threadId && { message_thread_id: Number(threadId) }) },
-        this.#deadline(CALL_TIMEOUT_MS),
+        this.#deadline(this.#timing.call),
       );
     } catch {
       // Nobody waits for it.
@@ -129,7 +159,7 @@ export class TelegramChannel implements Channel {
   async whoami(): Promise<string> {
     const api = await this.#loaded();
     try {
-      const { username } = await api.getMe(this.#deadline(CALL_TIMEOUT_MS));
+      const { username } = await api.getMe(this.#deadline(this.#timing.call));
       return `@${username}`;
     } catch (error) {
       throw new Error((await explain(error)).text);
@@ -139,6 +169,7 @@ export class TelegramChannel implements Channel {
   async [Symbol.asyncDispose]() {
     this.#stop.abort(new Error("the gateway is stopping"));
     await this.#work;
+    await Promise.all(this.#loose);
   }
 
   async #run(): Promise<void> {
@@ -150,23 +181,20 @@ export class TelegramChannel implements Channel {
         if (!this.#me) await this.#introduce(api);
         const updates = await this.#poll(api);
         failures = 0;
-        if (!this.#isRunning) this.#show({ isRunning: true });
+        if (!this.#isRunning) this.#show({ isRunning: true, isReachable: true });
         for (const update of updates) await this.#take(api, update);
       } catch (error) {
         if (signal.aborted) return;
         const { kind, text, retryAfterMs } = await explain(error);
-        this.#show({ isRunning: false, error: text });
-        if (kind === "auth") {
-          this.#options.log.error("Telegram refuses the token of the bot", {
-            fix: "zero channels add telegram",
-          });
-          return;
-        }
+        const isReachable = kind === "conflict" || kind === "rateLimit" || kind === "kept";
+        this.#show({ isRunning: false, isReachable, error: text });
         failures++;
-        const { firstRetry, longestRetry, conflict } = this.#pauses;
+        const { firstRetry, longestRetry, conflict, refused } = this.#timing;
         const waitMs = retryAfterMs ??
           (kind === "conflict"
             ? conflict
+            : kind === "auth"
+            ? refused
             : Math.min(firstRetry * 2 ** Math.min(failures - 1, 10), longestRetry));
         this.#options.log.warn("cannot fetch messages from Telegram; trying again", {
           error: text,
@@ -179,7 +207,7 @@ export class TelegramChannel implements Channel {
 
   /** A webhook that was set once would keep all updates away from polling. */
   async #introduce(api: Api): Promise<void> {
-    const signal = this.#deadline(CALL_TIMEOUT_MS);
+    const signal = this.#deadline(this.#timing.call);
     const me = await api.getMe(signal);
     await api.deleteWebhook({ drop_pending_updates: false }, signal);
     const commands = this.#options.commands.map(({ name, summary }) => ({
@@ -194,20 +222,21 @@ export class TelegramChannel implements Channel {
     const position = this.#options.intake.position();
     return await api.getUpdates(
       {
-        timeout: POLL_SECONDS,
+        // After trouble nobody shall wait for news to learn that it is over.
+        timeout: this.#isRunning ? this.#timing.hold / 1_000 : 0,
         allowed_updates: [...UPDATES],
         ...(position !== undefined && { offset: position + 1 }),
       },
-      this.#deadline(POLL_TIMEOUT_MS),
+      this.#deadline(this.#timing.poll),
     );
   }
 
   /** An update that cannot be understood is passed over; one that cannot be written down waits. */
   async #take(api: Api, update: Update): Promise<void> {
     const { intake, log } = this.#options;
-    let message: IncomingMessage | undefined;
+    let brought: Brought | undefined;
     try {
-      message = await this.#read(api, update);
+      brought = await this.#read(api, update);
     } catch (error) {
       this.#stop.signal.throwIfAborted();
       log.error("an update of Telegram could not be read; it is passed over", {
@@ -215,14 +244,19 @@ export class TelegramChannel implements Channel {
         error: (error as Error).message,
       });
     }
-    intake.take(update.update_id, message);
-    if (message) this.#lastInboundAtMs = Date.now();
+    try {
+      intake.take(update.update_id, brought);
+    } catch (cause) {
+      throw new NotKept((cause as Error).message, { cause });
+    }
+    if (brought && "message" in brought) this.#lastInboundAtMs = Date.now();
   }
 
   /** @returns undefined for what is not for the agent */
-  async #read(api: Api, update: Update): Promise<IncomingMessage | undefined> {
-    if (update.callback_query) return await this.#readButton(api, update.callback_query);
+  async #read(api: Api, update: Update): Promise<Brought | undefined> {
+    if (update.callback_query) return this.#readButton(api, update.callback_query);
     const message = update.message ?? update.edited_message;
+    if (message?.migrate_to_chat_id !== undefined) this.#noteMigration(message);
     if (!message?.from || message.from.is_bot) return undefined;
     const isEdited = update.edited_message !== undefined;
     const from = this.#addressOf(message);
@@ -235,7 +269,7 @@ export class TelegramChannel implements Channel {
       isMentioned: this.#isSpokenTo(message),
       isPaired: this.#options.intake.isPaired(sender.id),
     });
-    if (verdict.kind === "pair") this.#greet(from, sender);
+    if (verdict.kind === "pair") return { stranger: { from, sender } };
     if (verdict.kind !== "accept") return undefined;
     const { images, remarks } = await this.#pictures(api, message);
     const said = this.#withoutMention(message.text ?? message.caption ?? "");
@@ -244,28 +278,31 @@ export class TelegramChannel implements Channel {
       isEdited ? `[edited] ${said}` : isForwarded(message) ? `[forwarded] ${said}` : said,
     ].join("\n").trim();
     if (text === "" && images.length === 0) return undefined;
+    const edition = isEdited ? `:${message.edit_date}` : "";
+    const chat = { kind, ...("title" in message.chat && { title: message.chat.title }) };
     return {
-      from,
-      inboundId: `${from.to}:${message.message_id}${isEdited ? `:${message.edit_date}` : ""}`,
-      messageId: String(message.message_id),
-      text,
-      images,
-      sender,
-      chat: { kind, ...("title" in message.chat && { title: message.chat.title }) },
-      isOwner: verdict.isOwner,
-      receivedAtMs: Date.now(),
+      message: {
+        from,
+        inboundId: `${this.botId}:${from.to}:${message.message_id}${edition}`,
+        messageId: String(message.message_id),
+        text,
+        images,
+        sender,
+        chat,
+        isOwner: verdict.isOwner,
+        receivedAtMs: Date.now(),
+      },
     };
   }
 
   /** A button says what it stands for, as the one who pressed it. */
-  async #readButton(
+  #readButton(
     api: Api,
     query: NonNullable<Update["callback_query"]>,
-  ): Promise<IncomingMessage | undefined> {
+  ): Brought | undefined {
     const { message, data, from: presser } = query;
-    // Unanswered, the button keeps spinning; that is no reason to lose what it says.
-    await api.answerCallbackQuery(query.id, {}, this.#deadline(CALL_TIMEOUT_MS))
-      .catch(() => {});
+    // Unanswered, the button keeps spinning; that is no reason to wait, or to lose what it says.
+    this.#loosely(api.answerCallbackQuery(query.id, {}, this.#deadline(this.#timing.call)));
     if (!message || !data) return undefined;
     const kind = message.chat.type === "private" ? "direct" as const : "group" as const;
     const sender = senderOf(presser);
@@ -279,25 +316,32 @@ export class TelegramChannel implements Channel {
     });
     if (verdict.kind !== "accept") return undefined;
     return {
-      from,
-      inboundId: `button:${query.id}`,
-      messageId: String(message.message_id),
-      text: data,
-      images: [],
-      sender,
-      chat: { kind },
-      isOwner: verdict.isOwner,
-      receivedAtMs: Date.now(),
+      message: {
+        from,
+        inboundId: `${this.botId}:button:${query.id}`,
+        messageId: String(message.message_id),
+        text: data,
+        images: [],
+        sender,
+        chat: { kind },
+        isOwner: verdict.isOwner,
+        receivedAtMs: Date.now(),
+      },
     };
   }
 
-  #greet(to: Address, sender: { id: string; name: string }) {
-    const code = this.#options.intake.ask(sender);
-    if (code === undefined) return;
-    this.#options.intake.say(to, {
-      text: `I do not know you yet. Whoever runs me can let you in, within an hour:\n\n` +
-        `\`zero pairing approve telegram ${code}\`\n\nYour number here is ${sender.id}.`,
-    }, `pairing:${this.accountId}:${sender.id}:${code}:${Date.now()}`);
+  /** The group has another number from now on, under which the configuration does not know it. */
+  #noteMigration({ chat, migrate_to_chat_id }: Message) {
+    this.#options.log.warn("a group of Telegram has a new number", {
+      before: chat.id,
+      now: migrate_to_chat_id,
+      fix: `If channels.telegram.groups names ${chat.id}, name ${migrate_to_chat_id} there`,
+    });
+  }
+
+  #loosely(call: Promise<unknown>) {
+    const settled = call.catch(() => {}).finally(() => this.#loose.delete(settled));
+    this.#loose.add(settled);
   }
 
   #addressOf(message: MaybeInaccessibleMessage): Address {
@@ -353,9 +397,10 @@ export class TelegramChannel implements Channel {
   /** @returns base64 */
   async #download(api: Api, fileId: string): Promise<string> {
     const { apiRoot, token } = this.#options;
-    const { file_path: path } = await api.getFile(fileId, this.#deadline(CALL_TIMEOUT_MS));
+    const signal = this.#deadline(this.#timing.file);
+    const { file_path: path } = await api.getFile(fileId, signal);
     const response = await fetch(`${apiRoot}/file/bot${token}/${path}`, {
-      signal: this.#deadline(CALL_TIMEOUT_MS),
+      signal,
       redirect: "error",
     });
     if (!response.ok || !response.body) throw new Error(`HTTP ${response.status}`);
@@ -382,51 +427,45 @@ export class TelegramChannel implements Channel {
         reply_parameters: { message_id: Number(replyTo), allow_sending_without_reply: true },
       }),
     };
-    const attempt = async (isPlain: boolean): Promise<Message> => {
+    const attempt = async (isPlain: boolean, chat = to): Promise<Message> => {
       // What is being sent when the channel stops may still arrive.
-      const signal = AbortSignal.timeout(CALL_TIMEOUT_MS) as ApiSignal;
+      const signal = AbortSignal.timeout(this.#timing.call) as ApiSignal;
       const text = isPlain ? part.text?.plain : part.text?.html;
       const mode = isPlain ? {} : { parse_mode: "HTML" as const };
       if (part.media === undefined) {
         const preview = { link_preview_options: { is_disabled: true } };
-        return await api.sendMessage(to, text ?? "", { ...options, ...mode, ...preview }, signal);
+        return await api.sendMessage(chat, text ?? "", { ...options, ...mode, ...preview }, signal);
       }
       const file = await fileOf(part.media);
       const captioned = { ...options, ...(text && { caption: text, ...mode }) };
       return part.isPhoto
-        ? await api.sendPhoto(to, file, captioned, signal)
-        : await api.sendDocument(to, file, captioned, signal);
+        ? await api.sendPhoto(chat, file, captioned, signal)
+        : await api.sendDocument(chat, file, captioned, signal);
     };
     try {
       return await attempt(false);
     } catch (error) {
-      const { kind, text, outcome, retryAfterMs } = await explain(error);
-      if (kind === "markup") {
-        try {
-          return await attempt(true);
-        } catch (again) {
-          throw await asDeliveryError(again);
-        }
+      const { kind, newChat } = await explain(error);
+      if (kind !== "markup" && newChat === undefined) throw await asDeliveryError(error);
+      try {
+        return await attempt(kind === "markup", newChat);
+      } catch (again) {
+        throw await asDeliveryError(again);
       }
-      // A token that was refused may be mended: what waits is sent then.
-      const isTransient = kind === "network" || kind === "rateLimit" || kind === "auth" ||
-        kind === "service";
-      throw new DeliveryError(`Cannot send to Telegram: ${text}`, {
-        outcome,
-        isTransient,
-        retryAfterMs,
-      });
     }
   }
 
   async #loaded(): Promise<Api> {
     if (this.#api) return this.#api;
-    const { Api } = await import("grammy");
+    const { Api } = await import("grammy/web");
     const { token, apiRoot } = this.#options;
+    const longest = Math.max(this.#timing.poll, this.#timing.call);
     return this.#api ??= new Api(token, {
       apiRoot,
-      timeoutSeconds: POLL_TIMEOUT_MS / 1_000 + 30,
+      // A last resort: each call has a deadline of its own.
+      timeoutSeconds: longest / 1_000 + 30,
       canUseWebhookReply: () => false,
+      baseFetchConfig: { redirect: "error" },
     });
   }
 
@@ -448,11 +487,24 @@ export class TelegramChannel implements Channel {
     });
   }
 
-  #show({ isRunning, error }: { isRunning: boolean; error?: string }) {
+  #show(
+    { isRunning, isReachable, error }: { isRunning: boolean; isReachable: boolean; error?: string },
+  ) {
     this.#isRunning = isRunning;
+    this.#isReachable = isReachable;
     this.#lastError = error;
     this.#options.onChange();
   }
+}
+
+/** An update could not be written down; it comes again. */
+class NotKept extends Error {
+  override name = "NotKept";
+}
+
+/** The number of a bot, with which its token begins. */
+export function botIdOf(token: string): string {
+  return token.split(":")[0];
 }
 
 /** The library declares a signal of its own, which the platform's one is. */
@@ -489,7 +541,7 @@ function keyboardOf({ buttons }: OutgoingMessage): InlineKeyboardMarkup | undefi
 
 async function fileOf({ url, fileName }: NonNullable<Part["media"]>) {
   if (!url.startsWith("data:")) return url;
-  const { InputFile } = await import("grammy");
+  const { InputFile } = await import("grammy/web");
   const data = url.slice(url.indexOf(",") + 1);
   const extension = typeOf(url).split("/")[1]?.replace(/[^a-z0-9]/g, "") || "bin";
   return new InputFile(Uint8Array.fromBase64(data), fileName ?? `file.${extension}`);
@@ -511,6 +563,7 @@ function isForwarded(message: Message): boolean {
     message.via_bot !== undefined;
 }
 
+/** A token that was refused may be mended: what waits is sent then. */
 async function asDeliveryError(error: unknown): Promise<DeliveryError> {
   const { kind, text, outcome, retryAfterMs } = await explain(error);
   return new DeliveryError(`Cannot send to Telegram: ${text}`, {
@@ -528,15 +581,23 @@ interface Explanation {
     | "markup"
     | "refused"
     | "service"
-    | "network";
+    | "network"
+    /** What Telegram brought could not be written down. */
+    | "kept";
   /** Without the token, which the errors of libraries may quote with the address. */
   text: string;
   outcome: "not-sent" | "unknown";
   retryAfterMs?: number;
+  /** The number a group has now. */
+  newChat?: string;
 }
 
 async function explain(error: unknown): Promise<Explanation> {
-  const { GrammyError, HttpError } = await import("grammy");
+  if (error instanceof NotKept) {
+    const text = `a message could not be written down: ${error.message}`;
+    return { kind: "kept", outcome: "not-sent", text };
+  }
+  const { GrammyError, HttpError } = await import("grammy/web");
   if (error instanceof GrammyError) {
     const { error_code: code, description, parameters } = error;
     // It has answered that it did not do it.
@@ -561,16 +622,27 @@ async function explain(error: unknown): Promise<Explanation> {
       return { kind: "rateLimit", outcome, text: "Telegram asks to wait", retryAfterMs };
     }
     const text = `Telegram answered ${code} ${description}`;
-    if (code >= 500) return { kind: "service", outcome, text };
+    // What stands before Telegram does not know what happened behind it.
+    const isGateway = code === 502 || code === 504;
+    if (code >= 500) return { kind: "service", outcome: isGateway ? "unknown" : outcome, text };
     const isMarkup = /can't parse (entities|caption)|unsupported start tag/i.test(description);
-    return { kind: isMarkup ? "markup" : "refused", outcome, text };
+    const newChat = parameters.migrate_to_chat_id?.toString();
+    return { kind: isMarkup ? "markup" : "refused", outcome, text, newChat };
   }
   const inner = error instanceof HttpError ? error.error : error;
-  const code = String((inner as { code?: unknown })?.code ?? "");
-  const isBefore = /^(ECONNREFUSED|ENOTFOUND|EAI_AGAIN|EHOSTUNREACH|ENETUNREACH)$/.test(code);
+  const isBefore = hadNoConnection(inner);
   return {
     kind: "network",
     outcome: isBefore ? "not-sent" : "unknown",
     text: isBefore ? "Telegram cannot be reached" : "the connection to Telegram broke",
   };
+}
+
+/**
+ * Whether a `fetch` failed before there was a connection, so that nothing was sent. The platform says
+ * so in words only; should they change, the outcome counts as unknown, and nothing is sent twice.
+ */
+function hadNoConnection(error: unknown): boolean {
+  const { cause } = error as { cause?: unknown };
+  return cause instanceof Error && cause.message.includes("client error (Connect)");
 }

@@ -18,13 +18,11 @@ import { Attachments, readImages } from "../agent/attachments.ts";
 import type { Run, RunOrigin, RunOutcome } from "../agent/runs.ts";
 import { agentsOf, normalizeAgentId, sessionDefaults } from "../agents.ts";
 import type { Address } from "../channels/channel.ts";
+import { chatFor, isKnownChannel } from "../delivery.ts";
 import { type Call, type Gateway, method, nameOf } from "../gateway.ts";
 
-/** Channels that every gateway knows; `last` and `webchat` name none. */
-const CHANNELS = ["telegram", "last", "webchat"];
 const MAX_WAIT_MS = 86_400_000;
 const DEFAULT_WAIT_MS = 30_000;
-const DEFAULT_ACCOUNT = "default";
 
 export const agentMethods = [
   method({
@@ -277,9 +275,8 @@ interface SessionParams {
 function sessionOf(params: SessionParams, gateway: Gateway): string {
   const { sessionKey, sessionId, to, agentId } = params;
   const { config } = gateway.config.reading;
-  const known = [...CHANNELS, ...Object.keys(config.channels ?? {})];
   for (const channel of [params.channel, params.replyChannel]) {
-    if (channel && !known.includes(channel.trim().toLowerCase())) {
+    if (channel && !isKnownChannel(channel, config)) {
       throw new RpcError("INVALID_REQUEST", `invalid agent params: unknown channel: ${channel}`);
     }
   }
@@ -323,15 +320,10 @@ function addressOf(
   sessionKey: string,
   { sessions }: Gateway,
 ): Address | undefined {
-  const channel = (params.replyChannel ?? params.channel)?.trim().toLowerCase();
+  const channel = params.replyChannel ?? params.channel;
   const to = params.replyTo ?? params.to;
-  const accountId = params.replyAccountId ?? params.accountId ?? DEFAULT_ACCOUNT;
-  if (channel === "webchat") return undefined;
-  if (channel && channel !== "last" && to) {
-    return { channel, accountId, to, threadId: params.threadId };
-  }
-  const last = sessions.get(sessionKey)?.entry.deliveryContext;
-  return last && { ...last, accountId: last.accountId ?? DEFAULT_ACCOUNT };
+  const accountId = params.replyAccountId ?? params.accountId;
+  return chatFor({ channel, to, accountId, threadId: params.threadId }, sessionKey, sessions);
 }
 
 /** What the configuration says an agent is called. */

@@ -105,6 +105,7 @@ export const channelMethods = [
         throw new RpcError("INVALID_REQUEST", `unsupported channel: ${channel}`);
       }
       const account = await gateway.channelSetup.add(params);
+      await gateway.channels.refresh();
       gateway.audit.record("channel.added", {
         channel,
         displayName: account,
@@ -187,6 +188,13 @@ export const channelMethods = [
         senderId,
         displayName: name,
         by: nameOf(caller),
+      });
+      gateway.events.publish("channel.pair.resolved", {
+        channel,
+        accountId,
+        senderId,
+        decision: "approved",
+        ts: Date.now(),
       });
       const to = { channel, accountId, to: senderId };
       gateway.outbox.enqueue(

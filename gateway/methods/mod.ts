@@ -7,6 +7,7 @@ import { approvalMethods } from "./approval.ts";
 import { chatMethods } from "./chat.ts";
 import { channelMethods } from "./channel.ts";
 import { configMethods } from "./config.ts";
+import { cronMethods } from "./cron.ts";
 import { deviceMethods } from "./device.ts";
 import { execApprovalsMethods } from "./exec_approvals.ts";
 import { gatewayMethods } from "./gateway.ts";
@@ -31,5 +32,6 @@ export const METHODS: readonly Method<Call>[] = [
   ...chatMethods,
   ...modelMethods,
   ...channelMethods,
+  ...cronMethods,
   ...gatewayMethods,
 ];

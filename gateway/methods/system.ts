@@ -3,7 +3,6 @@
 import { tailLog } from "../../config/log.ts";
 import { RpcError } from "../../rpc/error.ts";
 import {
-  anything,
   boolean,
   integer,
   list,
@@ -20,6 +19,18 @@ import { Health, Status } from "../health.ts";
 import { PresenceEntry, SystemEvent } from "../presence.ts";
 
 const Ok = object({ ok: boolean() });
+
+const HeartbeatNews = object({
+  ts: integer(),
+  status: oneOf(["sent", "ok-empty", "ok-token", "skipped", "failed"]),
+  to: optional(text()),
+  channel: optional(text()),
+  preview: optional(text()),
+  durationMs: optional(integer()),
+  hasMedia: optional(boolean()),
+  reason: optional(text()),
+  indicatorType: optional(oneOf(["ok", "alert", "error"])),
+});
 
 export const systemMethods = [
   method({
@@ -71,14 +82,15 @@ export const systemMethods = [
   }),
   method({
     name: "wake",
-    summary: "Tell the main session something at its next heartbeat",
+    summary: "Tell the main session something, now or at its next heartbeat",
     scope: "operator.write",
     params: object({ mode: oneOf(["now", "next-heartbeat"]), text: text({ min: 1 }) }),
     result: Ok,
-    handle({ text: said }, { gateway: { config, systemEvents } }) {
+    handle({ mode, text: said }, { gateway: { config, heartbeats, systemEvents } }) {
       const isBlank = said.trim() === "";
       if (!isBlank) {
         systemEvents.enqueue(sessionDefaults(config.reading.config).mainSessionKey, said.trim());
+        if (mode === "now") heartbeats.wake();
       }
       return { ok: !isBlank };
     },
@@ -88,8 +100,8 @@ export const systemMethods = [
     summary: "The last heartbeat of an agent, null before the first",
     scope: "operator.read",
     params: object({}),
-    result: nullable(anything()),
-    handle: () => null,
+    result: nullable(HeartbeatNews),
+    handle: (_, { gateway }) => gateway.heartbeats.last,
   }),
   method({
     name: "set-heartbeats",
@@ -100,6 +112,7 @@ export const systemMethods = [
     result: object({ ok: boolean(), enabled: boolean() }),
     handle({ enabled }, { gateway }) {
       gateway.heartbeats.areEnabled = enabled;
+      gateway.healthNews.schedule();
       return { ok: true, enabled };
     },
   }),

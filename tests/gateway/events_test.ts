@@ -64,6 +64,8 @@ const RECEIVERS: Record<EventName, string[]> = {
   "node.queue.changed": ["read", "write"],
   "device.pair.requested": ["pairing"],
   "device.pair.resolved": ["pairing"],
+  "channel.pair.requested": [],
+  "channel.pair.resolved": [],
   "voicewake.changed": ["none", "read", "write", "approvals", "pairing", "node"],
   "exec.approval.requested": ["approvals"],
   "exec.approval.resolved": ["approvals"],

@@ -12,6 +12,7 @@ export interface BotCall {
 
 export interface TelegramUser {
   id: number;
+  is_bot?: boolean;
   first_name: string;
   username?: string;
 }
@@ -39,6 +40,8 @@ export interface BotApi extends AsyncDisposable {
   readonly sent: BotCall[];
   /** The `offset` of every poll. */
   readonly offsets: number[];
+  /** The id of the update that comes next. */
+  readonly nextUpdate: number;
   mood?: Mood;
   /** @returns the update's id */
   push(update: Record<string, unknown>): number;
@@ -53,7 +56,10 @@ export interface BotApi extends AsyncDisposable {
     },
   ): Record<string, unknown>;
   /** Somebody presses a button of a message the bot sent. */
-  press(data: string, options?: { from?: TelegramUser; messageId?: number }): void;
+  press(
+    data: string,
+    options?: { from?: TelegramUser; chat?: TelegramChat; messageId?: number },
+  ): void;
   /** A file that can be fetched. @returns its `file_id` */
   addFile(bytes: Uint8Array, name: string): string;
   /** Resolves with the first call (past or to come) that `test` accepts. */
@@ -84,6 +90,7 @@ export function startBotApi({ token = "9009:test-bot-token-secret" } = {}): BotA
   let nextUpdate = 5000;
   let nextMessage = 100;
   let acknowledged = 0;
+  let polls = 0;
   const changed = () => [...watchers].forEach((tell) => tell());
   /** Resolves when `test` holds, asked again at every change. */
   const when = (test: () => boolean, what: string, deadlineMs: number) =>
@@ -127,26 +134,29 @@ export function startBotApi({ token = "9009:test-bot-token-secret" } = {}): BotA
       if (mood === "hang") {
         await new Promise<void>((resolve) => {
           closing.signal.addEventListener("abort", () => resolve());
-          request.signal.addEventListener("abort", () => resolve());
         });
         return refusal(500, "the test hung up");
       }
       if (mood === "drop") {
+        const beginning = new TextEncoder().encode('{"ok":');
         return new Response(
           new ReadableStream({
-            start(controller) {
+            start: (controller) => controller.enqueue(beginning),
+            async pull(controller) {
+              await new Promise((resolve) => setTimeout(resolve));
               controller.error(new Error("dropped by the test"));
             },
           }),
         );
       }
       if (mood) return mood;
-      if (method === "getUpdates") return await poll(call, request.signal);
+      if (method === "getUpdates") return await poll(call);
       return answer(call);
     },
   );
 
-  async function poll({ params }: BotCall, signal: AbortSignal): Promise<Response> {
+  async function poll({ params }: BotCall): Promise<Response> {
+    const number = ++polls;
     const offset = Number(params.offset ?? 0);
     if (offset > 0) {
       acknowledged = Math.max(acknowledged, offset - 1);
@@ -154,7 +164,9 @@ export function startBotApi({ token = "9009:test-bot-token-secret" } = {}): BotA
       changed();
     }
     const seconds = Number(params.timeout ?? 0);
-    await when(() => updates.length > 0 || signal.aborted, "", seconds * 1000);
+    // As the real one: whoever asks again has given up asking before.
+    await when(() => updates.length > 0 || polls > number, "", seconds * 1000);
+    if (polls > number) return refusal(409, "Conflict: terminated by other getUpdates request");
     return Response.json({ ok: true, result: updates.slice(0, Number(params.limit ?? 100)) });
   }
 
@@ -212,6 +224,9 @@ export function startBotApi({ token = "9009:test-bot-token-secret" } = {}): BotA
     token,
     calls,
     offsets,
+    get nextUpdate() {
+      return nextUpdate;
+    },
     get sent() {
       return calls.filter(({ method }) => /^send(Message|Photo|Document|Poll)$/.test(method));
     },
@@ -236,7 +251,7 @@ export function startBotApi({ token = "9009:test-bot-token-secret" } = {}): BotA
       api.push({ [kind]: message });
       return message;
     },
-    press(data, { from = OWNER, messageId = nextMessage - 1 } = {}) {
+    press(data, { from = OWNER, chat = privateChat(from), messageId = nextMessage - 1 } = {}) {
       api.push({
         callback_query: {
           id: String(nextUpdate),
@@ -246,7 +261,7 @@ export function startBotApi({ token = "9009:test-bot-token-secret" } = {}): BotA
           message: {
             message_id: messageId,
             date: 1,
-            chat: privateChat(from),
+            chat,
             from: BOT,
             text: "…",
           },

@@ -118,6 +118,11 @@ export class GatewayProcess implements AsyncDisposable {
     return this.#child.pid;
   }
 
+  /** Whether it has ended. */
+  get isOver(): boolean {
+    return this.#isOver;
+  }
+
   get port(): number {
     return this.place.port;
   }

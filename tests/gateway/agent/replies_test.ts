@@ -79,7 +79,7 @@ Deno.test("the reply enters the chat once, together with the end of the run", as
 
   assertEquals([run.isNew, again.isNew, late.isNew], [true, false, false]);
   assertEquals(late.outcome?.text, "re: hello");
-  const message = { text: "re: hello", media: undefined, replyTo: "99" };
+  const message = { text: "re: hello", media: undefined, replyTo: "99", ifUnsure: "tell" as const };
   assertEquals(it.replies, [{ to: "7", message, key: "telegram:hello:reply" }]);
   assertEquals(model.turns.length, 1);
   assertMatch(model.turns[0].system, /came through "telegram" from "Ada"/);

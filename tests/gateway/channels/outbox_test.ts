@@ -89,20 +89,35 @@ Deno.test("parts that were sent are not sent again with the rest", async () => {
 
 Deno.test("what may have arrived is not sent again; its chat is told once", async () => {
   await using at = open();
-  at.onSend = (_, { text }) => {
-    if (text === MAYBE_LOST) return;
-    throw new DeliveryError("Cannot send: the connection broke", {
-      outcome: "unknown",
-      isTransient: true,
-    });
+  at.onSend = () => {
+    throw broken();
   };
   at.outbox.start();
 
-  at.outbox.enqueue(ADA, { text: "hi" }, "k");
+  at.outbox.enqueue(ADA, { text: "hi", ifUnsure: "tell" }, "k");
   const fate = await at.outbox.fate("k");
-  await at.outbox.fate("maybe-lost:k");
+  const notice = await at.outbox.fate("maybe-lost:k");
 
-  assertEquals([fate.state, at.texts(ADA)], ["unknown", ["hi", MAYBE_LOST]]);
+  assertEquals([fate.state, notice.state], ["unknown", "unknown"]);
+  assertEquals(at.texts(ADA), ["hi", MAYBE_LOST]);
+});
+
+Deno.test("what may be said twice is sent until it certainly arrived; other words are left", async () => {
+  await using at = open();
+  let breaks = 2;
+  at.onSend = () => {
+    if (breaks-- > 0) throw broken({ retryAfterMs: 1 });
+  };
+  at.outbox.start();
+
+  at.outbox.enqueue(ADA, { text: "May this run?", ifUnsure: "again" }, "question");
+  const question = await at.outbox.fate("question");
+  breaks = 1;
+  at.outbox.enqueue(ADA, { text: "by the way" }, "remark");
+  const remark = await at.outbox.fate("remark");
+
+  assertEquals([question.state, remark.state], ["sent", "unknown"]);
+  assertEquals(at.texts(ADA), [...Array(3).fill("May this run?"), "by the way"]);
 });
 
 Deno.test("what can never be delivered is given up, and the next message goes out", async () => {
@@ -167,7 +182,7 @@ Deno.test("what was on its way when the process died is not sent again; its chat
     return never;
   };
   at.outbox.start();
-  at.outbox.enqueue(ADA, { text: "hi" }, "k");
+  at.outbox.enqueue(ADA, { text: "hi", ifUnsure: "tell" }, "k");
   at.outbox.enqueue(ADA, { text: "later" }, "later");
   await begun.promise;
 
@@ -177,6 +192,53 @@ Deno.test("what was on its way when the process died is not sent again; its chat
 
   assertEquals(at.texts(ADA), ["hi", "later", MAYBE_LOST]);
   assertEquals((await at.outbox.fate("k")).state, "unknown");
+});
+
+Deno.test("killed while its notice is sent, a chat is not told again, nor of a question", async () => {
+  await using at = open();
+  const never = new Promise<void>(() => {});
+  const begun: Record<string, PromiseWithResolvers<void>> = {};
+  for (const text of ["hi", MAYBE_LOST, "May this run?"]) begun[text] = Promise.withResolvers();
+  at.onSend = (_, { text }) => {
+    begun[text]?.resolve();
+    return text in begun ? never : undefined;
+  };
+  at.outbox.start();
+  at.outbox.enqueue(ADA, { text: "hi", ifUnsure: "tell" }, "k");
+  at.outbox.enqueue(BOB, { text: "May this run?", ifUnsure: "again" }, "question");
+  await Promise.all([begun.hi.promise, begun["May this run?"].promise]);
+
+  at.crash();
+  await begun[MAYBE_LOST].promise;
+  at.crash();
+  at.outbox.enqueue(ADA, { text: "after" }, "after");
+  at.outbox.enqueue(BOB, { text: "after" }, "after for Bob");
+  await Promise.all([at.outbox.fate("after"), at.outbox.fate("after for Bob")]);
+
+  assertEquals(at.texts(ADA), ["hi", MAYBE_LOST, "after"]);
+  assertEquals(at.texts(BOB), ["May this run?", "after"]);
+});
+
+Deno.test("a start with a full chat tells of what may be lost there", async () => {
+  await using at = open();
+  const never = new Promise<void>(() => {});
+  const begun = Promise.withResolvers<void>();
+  at.onSend = (_, { text }) => {
+    if (text !== "hi") return;
+    begun.resolve();
+    return never;
+  };
+  at.outbox.start();
+  at.outbox.enqueue(ADA, { text: "hi", ifUnsure: "tell" }, "k");
+  await begun.promise;
+  at.isThere = false;
+  for (let count = 0; count < 500; count++) at.outbox.enqueue(ADA, { text: "x" }, `x${count}`);
+
+  at.crash();
+  at.isThere = true;
+  at.outbox.poke();
+
+  assertEquals((await at.outbox.fate("maybe-lost:k")).state, "sent");
 });
 
 Deno.test("a chat that takes nothing does not fill the disk", async () => {
@@ -195,6 +257,14 @@ Deno.test("a chat that takes nothing does not fill the disk", async () => {
   assertEquals(accepted, 500);
   assert(refusal.includes("500 messages wait"), refusal);
 });
+
+function broken({ retryAfterMs }: { retryAfterMs?: number } = {}): DeliveryError {
+  return new DeliveryError("Cannot send: the connection broke", {
+    outcome: "unknown",
+    isTransient: true,
+    retryAfterMs,
+  });
+}
 
 function open() {
   const path = Deno.makeTempDirSync();

@@ -13,7 +13,7 @@ import {
   type TestGateway,
   type TestGatewayOptions,
 } from "../../support/gateway.ts";
-import { asked, connectNode, reply as answer } from "../../support/node.ts";
+import { asked, connectNode, payload, reply as answer, serveNode } from "../../support/node.ts";
 
 Deno.test("what an owner writes is answered, and acknowledged once it is durable", async () => {
   await using at = await open();
@@ -79,25 +79,42 @@ Deno.test("a node is run from a chat after the owner allowed it with a button", 
 
 Deno.test("forwarded and edited messages, groups and strangers reach no owner command and no node", async () => {
   await using at = await open({
-    channels: { telegram: { groups: { "-77": {} } } },
+    channels: { telegram: { dmPolicy: "open", groups: { "-77": {} } } },
   });
   await using node = await connectNode(at.gateway, { name: "n1" });
   const group = { id: -77, type: "supergroup" as const, title: "Friends" };
+  const run = "/run n1 rm -rf /";
+  // An owner's own question waits for its answer meanwhile.
+  at.bot.write("/run n1 uname");
+  const question = await at.bot.until((call) => call.params.reply_markup !== undefined);
+  const [[{ callback_data: allow }]] = question.params.reply_markup.inline_keyboard;
 
-  at.bot.write("/run n1 rm -rf /", { extra: { forward_origin: { type: "user", date: 1 } } });
-  at.bot.write("/run n1 rm -rf /", { kind: "edited_message" });
-  at.bot.write("/run n1 rm -rf /", { from: STRANGER });
-  at.bot.write("/run@zero_test_bot n1 rm -rf /", { chat: group });
-  at.bot.write("/run@zero_test_bot n1 rm -rf /", { chat: group, from: STRANGER });
-  at.bot.write("/run n1 rm -rf /", { chat: { ...group, id: -78 } });
+  for (const text of [run, allow]) {
+    at.bot.write(text, { extra: { forward_origin: { type: "user", date: 1 } } });
+    at.bot.write(text, { extra: { via_bot: { id: 5, is_bot: true, first_name: "Inline" } } });
+    at.bot.write(text, { extra: { is_automatic_forward: true } });
+    at.bot.write(text, { kind: "edited_message" });
+    at.bot.write(text, { from: STRANGER });
+    at.bot.write(text, { from: { ...STRANGER, first_name: "Ada", username: "Ada\u200b" } });
+    at.bot.write(text, { from: STRANGER, kind: "edited_message" });
+    const said = `${text} @zero_test_bot`;
+    at.bot.write(said, { chat: group });
+    at.bot.write(said, { chat: group, from: STRANGER });
+    at.bot.write(text, { chat: { ...group, id: -78 } });
+    at.bot.press(text, { from: STRANGER });
+    at.bot.press(text, { from: STRANGER, chat: group });
+    at.bot.press(text, { chat: group });
+    at.bot.write(text, { from: { ...OWNER, is_bot: true } });
+  }
   at.bot.write("/help");
   await at.bot.until(isSent(/\/invoke/));
-  await at.bot.until((call) => call.params.chat_id === "-77");
 
   assertEquals(node.asked, []);
   const questions = at.bot.sent.filter((call) => call.params.reply_markup !== undefined);
-  assertEquals(questions, []);
+  assertEquals(questions.length, 1);
   assert(!at.bot.sent.some((call) => call.params.chat_id === "-78"));
+  await using operator = await at.gateway.connect();
+  assertEquals((await operator.call("exec.approval.list", {})).pending.length, 1);
 });
 
 Deno.test("in a group the bot speaks when it is spoken to, in the same topic", async () => {
@@ -117,7 +134,7 @@ Deno.test("in a group the bot speaks when it is spoken to, in the same topic", a
   assertEquals(at.bot.sent.length, 1);
 });
 
-Deno.test("a photo reaches the model, and one a tool brings reaches the chat", async () => {
+Deno.test("a photo reaches the model", async () => {
   let seen: unknown;
   const model = scripted(async function* (turn) {
     seen = turn.messages.at(-1)?.content;
@@ -139,6 +156,28 @@ Deno.test("a photo reaches the model, and one a tool brings reaches the chat", a
   assertEquals(params.parse_mode, "HTML");
   assertStringIncludes(JSON.stringify(seen), "what is this?");
   assertStringIncludes(JSON.stringify(seen), "AQID");
+});
+
+Deno.test("the photo of a node's camera reaches the chat", async () => {
+  await using at = await open({ gateway: { nodes: { allowCommands: ["camera.snap"] } } });
+  await using _ = await serveNode(
+    at.gateway,
+    () => payload({ format: "jpg", base64: "/9j/4AAQ", width: 640, height: 480 }),
+    {
+      name: "phone",
+      commands: ["camera.snap"],
+      client: { id: "zero-ios", platform: "ios", deviceFamily: "iPhone" },
+      params: { caps: ["camera"] },
+    },
+  );
+
+  at.bot.write('/invoke phone camera.snap {"facing":"front"}');
+  const sent = await at.bot.until(({ method }) => /^send(Photo|Message)$/.test(method));
+
+  assertEquals(sent.method, "sendPhoto", sent.params.text);
+  assertEquals(sent.params.chat_id, String(OWNER.id));
+  const [photo] = Object.values(sent.files);
+  assertEquals(photo.bytes.toBase64(), "/9j/4AAQ");
 });
 
 Deno.test("a long answer comes in parts, and Telegram's wish to wait is honoured", async () => {
@@ -180,24 +219,6 @@ Deno.test("markup that Telegram does not take is sent as plain text", async () =
   );
 
   assertEquals(params.text, "some bold text");
-});
-
-Deno.test("another poller of the same bot is named, and polling goes on when it is gone", async () => {
-  await using at = await open();
-  await using operator = await at.gateway.connect();
-  let conflicts = 2;
-  at.bot.mood = ({ method }) =>
-    method === "getUpdates" && conflicts-- > 0
-      ? refusal(409, "Conflict: terminated by other getUpdates request")
-      : undefined;
-
-  at.bot.write("/whoami");
-  await at.bot.until(isSent(/owner/i));
-
-  const log = await at.gateway.log();
-  assertStringIncludes(log, "another program fetches the messages of this bot");
-  const { channelAccounts } = await operator.call("channels.status", {});
-  assertEquals(channelAccounts.telegram[0].running, true);
 });
 
 Deno.test("a token that Telegram refuses stops the channel with its fix; it is nowhere in the log", async () => {
@@ -272,7 +293,7 @@ interface Opened extends AsyncDisposable {
 }
 
 async function open(
-  config: { channels?: { telegram?: Record<string, unknown> } } = {},
+  config: { channels?: { telegram?: Record<string, unknown> }; gateway?: unknown } = {},
   options: TestGatewayOptions = {},
 ): Promise<Opened> {
   await using parts = new AsyncDisposableStack();
@@ -281,6 +302,7 @@ async function open(
     await startTestGateway({
       ...options,
       config: {
+        ...config,
         channels: {
           telegram: {
             botToken: bot.token,
