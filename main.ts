@@ -15,7 +15,7 @@ import {
   UsageError,
 } from "./config/command.ts";
 import { completionsCommand } from "./config/completions.ts";
-import { type Env, type Paths, resolvePaths } from "./config/paths.ts";
+import { type Env, inProfile, type Paths, resolvePaths } from "./config/paths.ts";
 import { agentCommands } from "./gateway/agent_cli.ts";
 import { approvalsCommands } from "./gateway/approvals_cli.ts";
 import { authCommands } from "./gateway/auth_cli.ts";
@@ -148,7 +148,7 @@ interface Failure {
 async function report(error: unknown, argv: readonly string[], terminal: Terminal) {
   if (error instanceof OutputClosed) return EXIT_OK;
   const isVerbose = hasSwitch(argv, "verbose");
-  const { exitCode, code, message, details, notes } = await failureOf(error, { isVerbose });
+  const { exitCode, code, message, details, notes } = await failureOf(error, { argv, isVerbose });
   const { red, dim } = terminal.errStyle;
   terminal.err([`${red("error:")} ${message}`, ...notes.map(dim)].join("\n"));
   if (hasSwitch(argv, "json")) {
@@ -161,10 +161,14 @@ async function report(error: unknown, argv: readonly string[], terminal: Termina
   return exitCode;
 }
 
-async function failureOf(error: unknown, { isVerbose }: { isVerbose: boolean }): Promise<Failure> {
+async function failureOf(
+  error: unknown,
+  { argv, isVerbose }: { argv: readonly string[]; isVerbose: boolean },
+): Promise<Failure> {
   const { ConfigError } = await import("./config/load.ts");
   if (error instanceof UsageError) {
-    const { message, hint } = error;
+    const { message } = error;
+    const hint = error.hint && inProfile(error.hint, profileOf(argv));
     const details = hint && { hint };
     return { exitCode: EXIT_USAGE, code: "USAGE", message, details, notes: hint ? [hint] : [] };
   }
@@ -178,7 +182,8 @@ async function failureOf(error: unknown, { isVerbose }: { isVerbose: boolean }):
     return { exitCode: EXIT_FAILURE, code, message, details, notes: refusalNotes(details) };
   }
   if (error instanceof TunnelError) {
-    const { kind, message, fix } = error;
+    const { kind, message } = error;
+    const fix = inProfile(error.fix, profileOf(argv));
     const code = `TUNNEL_${kind.toUpperCase().replaceAll("-", "_")}`;
     const notes = [`code:  ${code}`, `fix:   ${fix}`];
     return { exitCode: EXIT_FAILURE, code, message, details: { kind, fix }, notes };
@@ -186,6 +191,15 @@ async function failureOf(error: unknown, { isVerbose }: { isVerbose: boolean }):
   const notes = isVerbose ? stacksOf(error) : ["Run it again with --verbose for the stack"];
   const message = error instanceof Error ? error.message : String(error);
   return { exitCode: EXIT_FAILURE, code: "FAULT", message, notes };
+}
+
+function profileOf(argv: readonly string[]): string | undefined {
+  try {
+    const { profile, dev } = readGlobals(argv);
+    return dev ? "dev" : profile;
+  } catch {
+    return undefined; // a command line that is wrong about it: that is what is being told
+  }
 }
 
 /** What a refusal says of itself (D13): its code, where it arose, and what mends it. */

@@ -160,7 +160,7 @@ async function change({ key, path, edit, isJson, paths }: Change, terminal: Term
   const { configPath, env } = paths;
   const { ConfigError, readConfig } = await import("./load.ts");
   const { writeConfig } = await import("./edit.ts");
-  const { isSecret } = await import("./schema.ts");
+  const { isSecret, redact } = await import("./schema.ts");
   const reading = await readConfig({ path: configPath, env });
   if (reading.raw === null && reading.exists) throw new ConfigError(reading.issues);
   const text = edit(reading.raw ?? "");
@@ -174,12 +174,12 @@ async function change({ key, path, edit, isJson, paths }: Change, terminal: Term
   tellWarnings(written.warnings, terminal);
   if (after !== undefined) await tellWinner(key, { env, reading: written }, terminal);
   if (isJson) {
-    const { redact } = await import("./schema.ts");
     const shown = { before: redact(before, path), value: redact(after, path) };
     terminal.json({ ok: true, key, changed: isChanged, ...shown, path: configPath });
     return;
   }
-  const show = (value: unknown) => isSecret(path) ? "(secret)" : shorten(JSON.stringify(value));
+  const show = (value: unknown) =>
+    isSecret(path) ? "(secret)" : shorten(JSON.stringify(redact(value, path)));
   if (!isChanged) {
     terminal.out(after === undefined ? `${key} was not set` : `${key} was ${show(after)} already`);
   } else if (after === undefined) {

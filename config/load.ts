@@ -470,7 +470,7 @@ function wanted(schema: Problem["schema"] = {}): string {
       return "an object: { … }";
     default:
       return Array.isArray(examples)
-        ? `text like ${JSON.stringify(examples[0])}`
+        ? `${typeof examples[0] === "string" ? "text like " : ""}${JSON.stringify(examples[0])}`
         : "text in quotes";
   }
 }

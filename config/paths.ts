@@ -115,6 +115,15 @@ export function resolvePath(
   return normalized(path.startsWith("/") || cwd === undefined ? path : `${cwd}/${path}`);
 }
 
+/** A command that mends something here, for the profile it is wrong in; other texts as they are. */
+export function inProfile(fix: string, profile: string | undefined): string {
+  if (profile === undefined) return fix;
+  return fix.replace(
+    /^zero (?=[a-z])/,
+    `zero ${profile === "dev" ? "--dev" : `--profile ${profile}`} `,
+  );
+}
+
 const PROFILE_NAME = /^[A-Za-z0-9][A-Za-z0-9_-]{0,63}$/;
 
 function filled(value: string | undefined): string | undefined {

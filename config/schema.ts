@@ -141,9 +141,10 @@ const requiredHeaders = annotated(
           (Object.keys(map).length > 0 && Object.keys(map).every(isFreeHeader)) || "no such map",
       ),
     ] as Shape<string[] | Record<string, string | true>>[],
-    'a list of header names, or an object such as {"X-Proxy-Secret": "value", "X-Other": true}',
+    "a list of header names, or an object of names with a value or true",
   ),
   {
+    examples: [{ "X-Proxy-Secret": "…", "X-Request-Id": true }],
     additionalProperties: {
       description: "The value it must have, or true where any will do",
       sensitive: true,
@@ -682,9 +683,13 @@ export function schemaAt(path: KeyPath): JsonSchema | undefined {
   let schema: JsonSchema | undefined = schemaOf(Config);
   for (const key of path) {
     const { properties, items, additionalProperties } = schema as SchemaParts;
+    // Where either a list or a map may stand, the key says which it is.
+    const isEntry = items !== undefined && (typeof key === "number" || !additionalProperties);
     schema = typeof key === "string" && properties && Object.hasOwn(properties, key)
       ? properties[key]
-      : items ?? (additionalProperties || undefined);
+      : isEntry
+      ? items
+      : additionalProperties || undefined;
     if (!schema) return undefined;
   }
   return schema;

@@ -267,6 +267,11 @@ export function printable(text: string): string {
   return text.replace(CONTROL, "\ufffd");
 }
 
+/** As {@link printable}, but what spans lines, or is indented, may. */
+export function printableLines(text: string): string {
+  return text.split("\n").map((line) => line.split("\t").map(printable).join("\t")).join("\n");
+}
+
 /** How long, to the unit that matters: `12 s`, `3 min`, `5 h`, `2 d`. */
 export function formatDuration(ms: number): string {
   const seconds = Math.round(ms / 1_000);

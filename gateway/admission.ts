@@ -13,7 +13,12 @@ import type { DeviceClaim, DeviceStore, PairingReason, PairingRequest } from "./
 import type { InviteStore } from "./invites.ts";
 import type { LoginLimiter } from "./limiter.ts";
 import { type Headers, isLoopbackAddress, lastHop, type Provenance } from "./network.ts";
-import { judgeProxyUser, PROXY_FAILURES, type ProxyFailure, type ProxyRules } from "./proxy_user.ts";
+import {
+  judgeProxyUser,
+  PROXY_FAILURES,
+  type ProxyFailure,
+  type ProxyRules,
+} from "./proxy_user.ts";
 
 export type AuthMethod = AuthMode | "tailscale" | "device-token";
 
@@ -114,7 +119,8 @@ export async function admit(knock: Knock, rules: AdmissionRules): Promise<Admiss
   const admission = { role, scopes, method, user, deviceId: claim.deviceId };
   const isExcused = isControlUi(knock.params.client.id) && rules.allowInsecureControlUi &&
     (method === "token" || method === "password");
-  const isNew = inviteId !== undefined || (!isExcused && mayPairSilently(claim, user, knock, rules));
+  const isNew = inviteId !== undefined ||
+    (!isExcused && mayPairSilently(claim, user, knock, rules));
   if (isNew) {
     const issued = pairNow(claim, { inviteId, user }, rules);
     return { ...admission, ...(method !== "trusted-proxy" && { deviceToken: issued }) };

@@ -8,7 +8,7 @@ import {
   RPC_FLAGS,
   UsageError,
 } from "../config/command.ts";
-import { printable, type Terminal } from "../config/terminal.ts";
+import { printable, printableLines, type Terminal } from "../config/terminal.ts";
 import type { Client } from "../rpc/client.ts";
 import { calling } from "./calling.ts";
 import type { CallFlags, CallWorld } from "./reach.ts";
@@ -112,7 +112,9 @@ class Answer {
       if (state === "delta") return true;
       if (this.#shown !== "" && !this.#shown.endsWith("\n")) this.terminal.out();
       const { red, dim } = this.terminal.errStyle;
-      if (state === "error") this.terminal.err(`${red("error:")} ${printableLines(errorMessage)}`);
+      if (state === "error") {
+        this.terminal.err(`${red("error:")} ${printableLines(errorMessage ?? "")}`);
+      }
       if (state === "aborted") this.terminal.err(dim(`stopped (${stopReason ?? "unknown"})`));
     }
     this.ended.resolve();
@@ -206,11 +208,6 @@ function isSameSession(told: string | null, sessionKey: string): boolean {
 
 function textOf({ message }: ChatEvent): string | undefined {
   return message?.content.map(({ text = "" }) => text).join("");
-}
-
-/** What a model says may span lines; nothing else of it may steer the terminal. */
-function printableLines(text = ""): string {
-  return text.split("\n").map((line) => line.split("\t").map(printable).join("\t")).join("\n");
 }
 
 /** What a run answered, as text. */

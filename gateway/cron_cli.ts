@@ -311,10 +311,17 @@ function whenOf({ schedule }: JobInfo): string {
     case "at":
       return `at ${new Date(schedule.atMs).toISOString()}`;
     case "every":
-      return `every ${formatDuration(schedule.everyMs)}`;
+      return `every ${exactly(schedule.everyMs)}`;
     case "cron":
       return [schedule.expr, schedule.tz].filter(Boolean).join(" ");
   }
+}
+
+/** As `--every` takes it. */
+function exactly(ms: number): string {
+  const units = [["d", 86_400_000], ["h", 3_600_000], ["m", 60_000], ["s", 1_000]] as const;
+  const [unit, size] = units.find(([, size]) => ms % size === 0) ?? ["ms", 1];
+  return `${ms / size}${unit}`;
 }
 
 function nextOf({ enabled, state: { nextRunAtMs, runningAtMs } }: JobInfo): string {

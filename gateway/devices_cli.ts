@@ -436,6 +436,7 @@ interface AuditAnswer {
     ts: number;
     event: string;
     by?: string;
+    user?: string;
     deviceId?: string;
     displayName?: string;
     clientId?: string;
@@ -454,12 +455,17 @@ function showAudit({ entries }: AuditAnswer, terminal: Terminal) {
     entries.map((one) => [
       new Date(one.ts).toISOString().replace("T", " ").slice(0, 19),
       one.count > 1 ? `${one.event} ×${one.count}` : one.event,
-      printable(one.displayName ?? (one.deviceId ? short(one.deviceId) : one.clientId ?? "")),
+      printable(whoIn(one)),
       printable(one.ip ?? ""),
       printable(one.code ?? one.reason ?? (one.by ? `by ${one.by}` : "")),
     ]),
     { header: ["WHEN (UTC)", "WHAT", "WHO", "FROM", "WHY"] },
   );
+}
+
+function whoIn({ user, displayName, deviceId, clientId = "" }: AuditAnswer["entries"][number]) {
+  const what = displayName ?? (deviceId ? short(deviceId) : clientId);
+  return user === undefined ? what : `${user} (${what || "no device"})`;
 }
 
 function soleRole({ roles, deviceId }: Paired): string {

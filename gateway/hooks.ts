@@ -20,7 +20,7 @@ import {
   text,
 } from "../rpc/shape.ts";
 import { isSecret } from "./admission.ts";
-import { ACK_MAX_CHARS, worthSaying } from "./agent/quiet.ts";
+import { ACK_MAX_CHARS } from "./agent/quiet.ts";
 import { sessionDefaults } from "./agents.ts";
 import { chatFor, isKnownChannel } from "./delivery.ts";
 import type { Gateway } from "./gateway.ts";
@@ -31,7 +31,6 @@ type Mapping = NonNullable<HooksConfig["mappings"]>[number];
 
 const DEFAULT_PATH = "/hooks";
 const DEFAULT_MAX_BODY_BYTES = 262_144;
-const SUMMARY_CHARS = 2_000;
 /** Sessions that hooks may name unless they are trusted. */
 const HOOK_SESSION = /^(agent:[^:]+:)?hook:./i;
 const FIX_URL = "Send it as Authorization: Bearer, or in the header x-zero-token";
@@ -199,21 +198,13 @@ function fieldOf(body: unknown, path: string): unknown {
 
 function wake(
   context: Context<HttpEnv>,
-  gateway: Gateway,
+  { config, systemEvents, heartbeats }: Gateway,
   { text: words = "", mode = "now" }: Infer<typeof WakeCall>,
 ): Response {
   if (words.trim() === "") throw new BadCall("text required");
-  tellMain(gateway, words.trim(), mode);
-  return context.json({ ok: true, mode });
-}
-
-function tellMain(
-  { config, systemEvents, heartbeats }: Gateway,
-  words: string,
-  mode: "now" | "next-heartbeat",
-) {
-  systemEvents.enqueue(sessionDefaults(config.reading.config).mainSessionKey, words);
+  systemEvents.enqueue(sessionDefaults(config.reading.config).mainSessionKey, words.trim());
   if (mode === "now") heartbeats.wake();
+  return context.json({ ok: true, mode });
 }
 
 /** @throws {BadCall | RpcError} */
@@ -234,7 +225,6 @@ function runAgent(
     throw new BadCall("sessionKey must begin with hook: unless hooks.trusted is set");
   }
   const chat = deliver ? chatFor({ channel, to }, sessions.mainKey(), sessions) : undefined;
-  const quiet = { ackMaxChars: ACK_MAX_CHARS };
   const run = runs.start({
     runId: `hook:${crypto.randomUUID()}`,
     sessionKey,
@@ -250,16 +240,12 @@ function runAgent(
     thinking: call.thinking,
     timeoutMs: timeoutSeconds ? timeoutSeconds * 1_000 : undefined,
     deliverTo: chat,
-    quiet,
+    quiet: { ackMaxChars: ACK_MAX_CHARS },
+    report: {
+      sessionKey: sessions.mainKey(),
+      title: name,
+      isUrgent: call.wakeMode !== "next-heartbeat",
+    },
   });
-  // Whom a chat has told need not be told again.
-  if (!chat) {
-    run.done.then(({ status, text: said, error }) => {
-      if (!gateway.isReady) return;
-      const words = status === "ok" ? worthSaying(said, quiet) : `failed: ${error ?? status}`;
-      if (words === "") return;
-      tellMain(gateway, `${name}: ${words.slice(0, SUMMARY_CHARS)}`, call.wakeMode ?? "now");
-    }).catch((error) => gateway.log.error("a hook could not be told of", { error: String(error) }));
-  }
   return context.json({ ok: true, runId: run.runId }, 202);
 }

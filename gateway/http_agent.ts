@@ -20,7 +20,7 @@ import { readImages } from "./agent/attachments.ts";
 import type { Run, RunOutcome } from "./agent/runs.ts";
 import { agentsOf, normalizeAgentId } from "./agents.ts";
 import type { Gateway } from "./gateway.ts";
-import { authorize, type HttpEnv, notAllowed } from "./http_auth.ts";
+import { authorize, callerNameOf, type HttpEnv, notAllowed } from "./http_auth.ts";
 import type { Message, MessagePart } from "./sessions.ts";
 
 const PATH = "/v1/chat/completions";
@@ -149,7 +149,7 @@ function begin(
       message: prompt.message,
       images: prompt.images,
       extraSystemPrompt: prompt.system,
-      origin: { kind: "http", isOwner: true, callerName: "shared secret (HTTP)" },
+      origin: { kind: "http", isOwner: true, callerName: callerNameOf(context) },
     });
   });
 }
@@ -251,7 +251,7 @@ class CompletionStream {
   readonly #closed = Promise.withResolvers<void>();
   #hasSpoken = false;
   #waiting: string[] = [];
-  #send = (delta: string) => void this.#waiting.push(delta);
+  #send: (delta: string) => void = (delta) => this.#waiting.push(delta);
 
   constructor(gateway: Gateway) {
     this.#gateway = gateway;

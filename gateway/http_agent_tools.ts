@@ -20,7 +20,7 @@ import type { RunOrigin } from "./agent/runs.ts";
 import type { AgentTool, ToolContext, ToolResult } from "./agent/tools.ts";
 import { chatFor } from "./delivery.ts";
 import type { Gateway } from "./gateway.ts";
-import { authorize, type HttpEnv, notAllowed } from "./http_auth.ts";
+import { authorize, callerNameOf, type HttpEnv, notAllowed } from "./http_auth.ts";
 
 const PATH = "/tools/invoke";
 const MAX_BODY_BYTES = 2_097_152;
@@ -37,12 +37,10 @@ const Invocation = object({
 });
 type Invocation = Infer<typeof Invocation>;
 
-/** The shared secret has every scope, so whoever brings it may do what an owner may. */
-const ORIGIN: RunOrigin = {
-  kind: "http",
-  isOwner: true,
-  callerName: "shared secret (HTTP)",
-};
+/** Whoever is let in has every scope, and so may do what an owner may. */
+function originOf(context: Context<HttpEnv>): RunOrigin {
+  return { kind: "http", isOwner: true, callerName: callerNameOf(context) };
+}
 
 export function serveTools(app: Hono<HttpEnv>, gateway: Gateway) {
   app.post(
@@ -118,11 +116,12 @@ function argsOf({ action, args = {} }: Invocation, { parameters }: AgentTool) {
 /** @throws {RpcError} a session key that cannot be one */
 function contextOf(
   { sessionKey = "main" }: Invocation,
-  { req }: Context<HttpEnv>,
+  context: Context<HttpEnv>,
   { sessions, outbox }: Gateway,
   signal: AbortSignal,
   ended: Promise<void>,
 ): ToolContext {
+  const { req } = context;
   const { key, agentId } = sessions.canonicalKey(sessionKey);
   const runId = `tool:${crypto.randomUUID()}`;
   const channel = req.header("x-zero-message-channel")?.trim().toLowerCase();
@@ -134,7 +133,7 @@ function contextOf(
     runId,
     sessionKey: key,
     agentId,
-    origin: ORIGIN,
+    origin: originOf(context),
     deliverTo,
     hops: 0,
     signal,

@@ -125,6 +125,12 @@ function lockedOut(context: Context<HttpEnv>, gateway: Gateway): Turned | undefi
   return { status: 429, retryAfterSeconds: Math.ceil(lockedForMs / 1_000) };
 }
 
+/** Who asked, as a run and the audit trail name them. */
+export function callerNameOf(context: Context<HttpEnv>): string {
+  const user = context.get("user");
+  return `${user === undefined ? "shared secret" : `user ${user}`} (HTTP)`;
+}
+
 /** The secret of an `Authorization: Bearer` header, "" without one. */
 export function bearerOf(context: Context<HttpEnv>): string {
   const header = context.req.header("authorization") ?? "";

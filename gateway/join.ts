@@ -3,7 +3,7 @@
 // command line, and never logged.
 
 import { EXIT_FAILURE, UsageError } from "../config/command.ts";
-import { ConfigError, readConfig } from "../config/load.ts";
+import { ConfigError, type ConfigReading, readConfig } from "../config/load.ts";
 import type { Paths } from "../config/paths.ts";
 import { fingerprintIn } from "../config/schema.ts";
 import { isLoopbackUrl, type Target, wayOf } from "../config/target.ts";
@@ -224,7 +224,7 @@ export async function runJoin(
       },
     }, terminal);
     const { server } = client.hello;
-    await writeRemote(link, paths, reading.raw ?? "", reading.hash);
+    await writeRemote(link, paths, reading);
     const { url, role, scopes } = link;
     const result = { ok: true, url, role, scopes, host: server.host, config: paths.configPath };
     if (flags.json) return terminal.json(result);
@@ -255,20 +255,18 @@ function targetOf({ url, pin, nextPin }: Link, configPath: string): Target {
 async function writeRemote(
   { url, pin, nextPin }: Link,
   { configPath, env }: Paths,
-  raw: string,
-  hash: string,
+  { raw, hash, config }: ConfigReading,
 ) {
   const { mergePatch, writeConfig } = await import("../config/edit.ts");
+  const before = config.gateway?.remote ?? {};
+  // Nothing of another gateway goes to this one, the headers for the proxy in front of it least.
+  const gone = Object.keys(before).filter((key) => key !== "edgeAuth" || before.url !== url);
   const remote = {
-    name: null,
-    transport: null,
-    sshTarget: null,
+    ...Object.fromEntries(gone.map((key) => [key, null])),
     url,
     tlsFingerprint: pin && nextPin ? [pin, nextPin] : pin ?? null,
-    token: null,
-    password: null,
   };
-  const next = mergePatch(raw, { gateway: { mode: "remote", remote } });
+  const next = mergePatch(raw ?? "", { gateway: { mode: "remote", remote } });
   await writeConfig(configPath, next, { env, expectedHash: hash });
 }
 

@@ -116,7 +116,7 @@ export async function findWay(
 ): Promise<Way> {
   const { ownIdentity, reach, takeAim } = await import("./reach.ts");
   const { resolveTarget, wayOf } = await import("../config/target.ts");
-  const { fingerprintIn, pinsIn } = await import("../config/schema.ts");
+  const { formatPin, pinsIn } = await import("../config/schema.ts");
   const flags = { timeout: CONNECT_TIMEOUT_MS, json: true, verbose: false };
   const { target: ssh, identity, remotePort, acceptNew } = named?.ssh ?? {};
   const aim = await takeAim(
@@ -143,7 +143,7 @@ export async function findWay(
       ? resolveTarget({ ...aim.input, flags: { url: named.url, token, password } })
       : { ...target, problem: undefined };
   }
-  if (named?.url && named.tlsFingerprint) {
+  if (named?.url && named.tlsFingerprint !== undefined) {
     const pins = pinsIn(named.tlsFingerprint);
     target = { ...target, pins, way: wayOf(target.url, pins) };
   }
@@ -155,7 +155,7 @@ export async function findWay(
       return own.target.url;
     },
     ...(target.ssh && { through: `ssh ${target.ssh.target}` }),
-    ...(target.pins.length > 0 && { tlsFingerprint: target.pins.map(fingerprintIn).join() }),
+    ...(target.pins.length > 0 && { tlsFingerprint: target.pins.map(formatPin).join() }),
     connect(extra) {
       // A command may do without a device where it brings the secret; a node is its device.
       const identity = ownIdentity(aim.paths, (message) => terminal.err(message));

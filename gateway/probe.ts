@@ -34,6 +34,8 @@ interface Candidate {
   active: boolean;
 }
 
+type PinnedWay = SshWay & Pick<Target, "pins">;
+
 /** Protocol.md §11.4; the process is that of ssh, or of the background tunnel that is used. */
 interface Tunnel {
   kind: "ssh";
@@ -254,13 +256,13 @@ async function discoverBriefly(aim: Aim, flags: ProbeFlags): Promise<Beacon[]> {
  * @throws {TunnelError} the tunnel does not come up
  */
 async function openWay(
-  { name, target, identity, remotePort, localPort, acceptNew }: SshWay,
+  { name, target, identity, remotePort, localPort, acceptNew, pins }: PinnedWay,
   flags: ProbeFlags,
   { paths, version }: { paths: Aim["paths"]; version: string },
   terminal: Terminal,
 ): Promise<AsyncDisposable & { report: Tunnel }> {
   const { openTunnel } = await import("../tunnel/tunnels.ts");
-  const wanted = { name, target, identity, remotePort, localPort, acceptNew, anyPort: true };
+  const wanted = { name, target, identity, remotePort, localPort, acceptNew, pins, anyPort: true };
   const tunnel = await openTunnel(wanted, {
     paths,
     version,
@@ -278,7 +280,7 @@ async function openWay(
 
 /** @returns undefined after a warning, where the tunnel did not come up */
 async function openOrWarn(
-  ssh: SshWay,
+  ssh: PinnedWay,
   flags: ProbeFlags,
   where: { paths: Aim["paths"]; version: string },
   terminal: Terminal,
@@ -319,7 +321,8 @@ async function probe(
 ): Promise<TargetReport | undefined> {
   const { ssh, ...direct } = wanted;
   const where = { paths: chosen.paths, version };
-  await using way = ssh && await openOrWarn(ssh, flags, where, terminal, warnings);
+  const pinned = ssh && { ...ssh, pins: wanted.pins };
+  await using way = pinned && await openOrWarn(pinned, flags, where, terminal, warnings);
   if (ssh && !way) return undefined;
   const target: Target = way
     ? { ...direct, url: atPort(direct.url, way.report.localPort) }

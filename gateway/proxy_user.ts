@@ -88,8 +88,11 @@ export function proofsIn(
 }
 
 /** @returns undefined in every other mode */
-export function proxyRules({ mode, trustedProxy }: GatewaySettings["auth"]): ProxyRules | undefined {
-  const { userHeader, requiredHeaders: { value: required = [] }, allowUsers, scopes } = trustedProxy;
+export function proxyRules(
+  { mode, trustedProxy }: GatewaySettings["auth"],
+): ProxyRules | undefined {
+  const { userHeader, requiredHeaders: { value: required = [] }, allowUsers, scopes } =
+    trustedProxy;
   if (mode.value !== "trusted-proxy") return undefined;
   const entries: [string, string | true][] = Array.isArray(required)
     ? required.map((name) => [name, true])
@@ -112,7 +115,11 @@ export function judgeProxyUser(
   { userHeader, requiredHeaders, allowUsers }: ProxyRules,
   isSame: (given: string, secret: string) => boolean,
 ): ProxyVerdict {
-  const fail = (failure: ProxyFailure, user?: string): ProxyVerdict => ({ ok: false, failure, user });
+  const fail = (failure: ProxyFailure, user?: string): ProxyVerdict => ({
+    ok: false,
+    failure,
+    user,
+  });
   for (const [name, wanted] of requiredHeaders) {
     const [value, ...more] = valuesOf(rawHeaders, name);
     if (!value || more.length > 0) return fail("header-missing");

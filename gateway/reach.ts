@@ -229,7 +229,7 @@ async function openWay(
   if (!target.ssh) return undefined;
   const { isKept, ...ssh } = target.ssh;
   const { ensureTunnel, openTunnel } = await import("../tunnel/tunnels.ts");
-  const spec = { ...ssh, anyPort: true };
+  const spec = { ...ssh, pins: target.pins, anyPort: true };
   const options = {
     paths,
     version,
@@ -294,7 +294,20 @@ async function readSecret(
 /** What went wrong between a command and its gateway; undefined for what is none of that. */
 export async function describeFailure(
   error: unknown,
-  { target }: Aim,
+  { target, paths }: Aim,
+  timeoutMs: number,
+): Promise<Failure | undefined> {
+  const failure = await failureOf(error, target, timeoutMs);
+  // What another machine is told to do is not done in a profile of this one.
+  const isHere = !target.isRemote || error instanceof TargetError || error instanceof TunnelError;
+  if (failure?.fix === undefined || !isHere) return failure;
+  const { inProfile } = await import("../config/paths.ts");
+  return { ...failure, fix: inProfile(failure.fix, paths.profile) };
+}
+
+async function failureOf(
+  error: unknown,
+  target: Target,
   timeoutMs: number,
 ): Promise<Failure | undefined> {
   if (error instanceof TargetError) {
@@ -306,7 +319,8 @@ export async function describeFailure(
   if (error instanceof TunnelError) {
     const { kind, message, fix, isTransient } = error;
     const layer = kind === "tls" ? "tls" : "network";
-    const code = `GATEWAY_${kind.toUpperCase().replaceAll("-", "_")}`;
+    const word = kind.replace(/^gateway-/, "").replaceAll("-", "_");
+    const code = `GATEWAY_${word.toUpperCase()}`;
     return { code, message, layer, retryable: isTransient, fix };
   }
   if (error instanceof GatewayTimeoutError) {
@@ -371,6 +385,10 @@ async function unreachable(message: string, target: Target): Promise<Failure> {
     return { ...base, code, message: `no gateway answers on port ${remotePort} of ${host}`, fix };
   }
   const found = await lookAt(target.url);
+  if (found === "taken") {
+    const known = await tlsTrouble(target);
+    if (known) return known;
+  }
   if (found === "refused") {
     return {
       ...base,
@@ -387,6 +405,49 @@ async function unreachable(message: string, target: Target): Promise<Failure> {
       ? `Check the address: what listens at ${target.url} does not answer as a gateway`
       : `Check that ${target.url} can be reached from here`,
   };
+}
+
+/** What listens there speaks TLS where that was not expected, or with a certificate nobody knows. */
+async function tlsTrouble({ url, pins, isRemote }: Target): Promise<Failure | undefined> {
+  if (pins.length > 0) return undefined;
+  const secure = url.replace(/^ws:/, "wss:");
+  let shown: string | undefined;
+  try {
+    const { shownFingerprint } = await import("../tunnel/dial.ts");
+    shown = await shownFingerprint(secure, AbortSignal.timeout(LOOK_MS));
+  } catch {
+    return undefined; // no TLS: something else is wrong
+  }
+  if (url.startsWith("wss:") && await isSigned(new URL(url))) return undefined;
+  const base = { code: "GATEWAY_TLS", layer: "tls", retryable: false };
+  const compare = `once "zero gateway cert show" on the gateway's machine shows the same: ` +
+    `--tls-fingerprint sha256:${shown}`;
+  return url.startsWith("ws:")
+    ? {
+      ...base,
+      message: `Cannot connect to ${url}: what listens there speaks TLS`,
+      fix: `--url ${secure}${isRemote ? `, and ${compare}` : ""}`,
+    }
+    : {
+      ...base,
+      message: `Cannot connect to ${url}: no authority known here has signed its certificate`,
+      fix: `Expect this one, ${compare}`,
+    };
+}
+
+/** Whether an authority that is known here stands behind a certificate. */
+async function isSigned({ hostname, port }: URL): Promise<boolean> {
+  try {
+    const connection = await Deno.connectTls({
+      hostname: hostname.replace(/^\[|\]$/g, ""),
+      port: Number(port || 443),
+    });
+    using _closed = connection;
+    await connection.handshake();
+    return true;
+  } catch (error) {
+    return !(error instanceof Deno.errors.InvalidData);
+  }
 }
 
 /** Whether the secret was typed for this command. */

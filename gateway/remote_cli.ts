@@ -33,7 +33,7 @@ export function remoteCommands(world: CallWorld): Command[] {
         "tls-fingerprint": {
           kind: "text",
           placeholder: "SHA256",
-          summary: "The certificate to expect",
+          summary: "The certificate to expect, or several with commas between",
         },
         "token-file": {
           ...RPC_FLAGS["token-file"],

@@ -6,10 +6,12 @@ import { ConfigError, type ConfigReading, readConfig } from "../config/load.ts";
 import type { Paths } from "../config/paths.ts";
 import {
   fingerprintIn,
+  formatPin,
   formatSecretRef,
   type KeyPath,
   LOCAL_NAME,
-  normalizedFingerprint,
+  type Pin,
+  pinsIn,
   type SecretRef,
   secretSourceOf,
 } from "../config/schema.ts";
@@ -145,7 +147,7 @@ export async function showRemote(
     urlSource,
     ssh: ssh && { target: ssh.target, remotePort: ssh.remotePort, identity: ssh.identity },
     headers: edge?.map(({ name }) => name),
-    tlsFingerprints: pins.map(fingerprintIn),
+    tlsFingerprints: pins.map(formatPin),
     way,
     token: credentialOf(target.token, tokenSource),
     password: credentialOf(target.password, passwordSource),
@@ -238,13 +240,7 @@ async function readFields(
   const fault = url === undefined ? undefined : urlFault(url);
   if (fault) throw new UsageError(`Cannot use --url: ${fault.message}`, { hint: fault.fix });
   const sshTarget = ssh === undefined ? undefined : sshTargetOf(ssh);
-  const pin = flags["tls-fingerprint"];
-  const tlsFingerprint = pin === undefined ? undefined : normalizedFingerprint(pin);
-  if (tlsFingerprint !== undefined && tlsFingerprint.length !== 64) {
-    throw new UsageError("Cannot use --tls-fingerprint: it is no SHA-256", {
-      hint: "Write its 64 hex digits",
-    });
-  }
+  const pins = readPins(flags["tls-fingerprint"]);
   const password = readRef("password-from", flags["password-from"]);
   const token = await readToken(name, flags, { isNeeded: password === undefined }, terminal);
   const fields: RemoteFields = {
@@ -252,13 +248,24 @@ async function readFields(
     sshIdentity: await absolute(flags["ssh-identity"], env),
     sshHostKeyPolicy: flags["ssh-accept-new"] ? "accept-new" : undefined,
     remotePort: flags["remote-port"],
-    tlsFingerprint,
+    tlsFingerprint: pins.length > 1 ? pins : pins[0],
     token,
     password,
   };
   return Object.fromEntries(
     Object.entries(fields).filter(([, value]) => value !== undefined),
   ) as RemoteFields;
+}
+
+function readPins(text: string | undefined): Pin[] {
+  const pins = pinsIn(text);
+  const isGood = (pin: Pin) =>
+    fingerprintIn(pin).length === 64 &&
+    (typeof pin === "string" || !Number.isNaN(Date.parse(pin.until ?? "")));
+  if (pins.every(isGood)) return pins;
+  throw new UsageError("Cannot use --tls-fingerprint: it is no SHA-256", {
+    hint: "Write its 64 hex digits; several have commas between",
+  });
 }
 
 async function readToken(

@@ -40,6 +40,15 @@ export interface Message {
   toolCallId?: string;
   toolName?: string;
   isError?: boolean;
+  /** Of a `user` message: who wrote it, where that was not plainly the owner. */
+  sender?: Sender;
+}
+
+export interface Sender {
+  /** How it came: `channel`, `node`, `cron`, `hook`, `http` or another `session`. */
+  kind: string;
+  name?: string;
+  isOwner: boolean;
 }
 
 /** Where a conversation was last answered. */
@@ -433,6 +442,7 @@ export class Sessions {
   append(key: string, message: Message, { sessionId }: { sessionId?: string } = {}): Appended {
     const json = JSON.stringify(message);
     const bytes = new TextEncoder().encode(json).length;
+    const lean = hasImages(message) ? JSON.stringify(withoutImages(message)) : null;
     const text = textOf(message);
     return this.#store.transaction(() => {
       const current = sessionId === undefined ? this.#rowOrNew(key) : this.#rowById(sessionId);
@@ -440,7 +450,7 @@ export class Sessions {
       const seq = current
         ? current.last_seq + 1
         : Number(this.#sql.lastSeq.get(transcriptId)!.seq) + 1;
-      const { lastInsertRowid } = this.#sql.append.run(transcriptId, seq, bytes, json);
+      const { lastInsertRowid } = this.#sql.append.run(transcriptId, seq, bytes, lean, json);
       if (text !== "") this.#sql.index.run(lastInsertRowid, text);
       const appended = {
         messageId: messageIdOf(Number(lastInsertRowid)),
@@ -481,10 +491,17 @@ export class Sessions {
   /**
    * The last messages of the conversation. Where their JSON is more than `maxBytes` the oldest are
    * left out; a single message above it loses its images, and is left out when that is not enough.
+   *
+   * @param maxImageBytes messages with images count against this instead: those beyond it stay, and
+   *   lose their images
    */
   history(
     sessionKey: string,
-    { limit = DEFAULT_HISTORY_MESSAGES, maxBytes = MAX_HISTORY_BYTES } = {},
+    { limit = DEFAULT_HISTORY_MESSAGES, maxBytes = MAX_HISTORY_BYTES, maxImageBytes }: {
+      limit?: number;
+      maxBytes?: number;
+      maxImageBytes?: number;
+    } = {},
   ): History {
     const row = this.#row(this.canonicalKey(sessionKey).key);
     if (!row) return { sessionKey, messages: [] };
@@ -492,7 +509,9 @@ export class Sessions {
     return {
       sessionKey,
       sessionId: row.session_id,
-      messages: this.#last(row, limit, maxBytes),
+      messages: maxImageBytes === undefined
+        ? this.#last(row, limit, maxBytes)
+        : this.#lastTexts(row, { limit, maxBytes, maxImageBytes }),
       ...(thinkingLevel !== undefined && { thinkingLevel }),
     };
   }
@@ -501,7 +520,8 @@ export class Sessions {
   preview(key: string, limit: number, maxChars: number): PreviewItem[] | undefined {
     const row = this.#row(this.canonicalKey(key).key);
     if (!row) return undefined;
-    return this.#last(row, limit, MAX_HISTORY_BYTES).flatMap((message) => {
+    const whole = { limit, maxBytes: MAX_HISTORY_BYTES, maxImageBytes: 0 };
+    return this.#lastTexts(row, whole).flatMap((message) => {
       const text = previewOf(message);
       if (text === "") return [];
       return [{ role: previewRole(message), text: shorten(text, maxChars) }];
@@ -611,15 +631,24 @@ export class Sessions {
     return { key: String(row.session_key), sessionId, lines, next };
   }
 
-  /** Counts what a turn took, for the session and for `usage`. */
-  recordUsage(key: string, { inputTokens, outputTokens, model, contextTokens }: TurnUsage) {
+  /**
+   * Counts what a turn took, for `usage` and for the session, if it is still there.
+   *
+   * @param sessionId the conversation it was taken in, for one that may have been reset meanwhile
+   */
+  recordUsage(
+    key: string,
+    { inputTokens, outputTokens, model, contextTokens }: TurnUsage,
+    { sessionId }: { sessionId?: string } = {},
+  ) {
     this.#store.transaction(() => {
-      const { session_key } = this.#rowOrNew(key);
+      const { key: canonical } = this.canonicalKey(key);
       const total = inputTokens + outputTokens;
       const context = contextTokens ?? null;
-      this.#sql.spend.run(inputTokens, outputTokens, total, context, session_key);
+      const id = sessionId ?? this.#row(canonical)?.session_id ?? null;
+      this.#sql.spend.run(inputTokens, outputTokens, total, context, id);
       const day = new Date(this.#now()).toISOString().slice(0, 10);
-      this.#sql.count1.run(day, session_key, model, inputTokens, outputTokens);
+      this.#sql.count1.run(day, canonical, model, inputTokens, outputTokens);
     });
   }
 
@@ -718,6 +747,26 @@ export class Sessions {
     return messages.reverse();
   }
 
+  /** Oldest first; images are read only where they are wanted. */
+  #lastTexts(
+    { transcript_id, first_seq }: Row,
+    { limit, maxBytes, maxImageBytes }: { limit: number; maxBytes: number; maxImageBytes: number },
+  ): Message[] {
+    const messages: Message[] = [];
+    let [chars, imageBytes] = [0, 0];
+    for (const row of this.#sql.lastTexts.iterate(transcript_id, first_seq, limit)) {
+      let json = String(row.message);
+      chars += json.length;
+      if (chars > maxBytes && messages.length > 0) break;
+      if (row.has_images && imageBytes + Number(row.bytes) <= maxImageBytes) {
+        imageBytes += Number(row.bytes);
+        json = String(this.#sql.message.get(Number(row.message_row))!.message);
+      }
+      messages.push(JSON.parse(json) as Message);
+    }
+    return messages.reverse();
+  }
+
   #tell(key: string, reason: ChangeReason) {
     this.#store.afterCommit(() => this.#news.changed(key, reason, this.get(key)));
   }
@@ -770,7 +819,7 @@ function prepareAll(store: Store) {
     spend: store.prepare(
       `UPDATE sessions SET input_tokens = input_tokens + ?, output_tokens = output_tokens + ?,
          total_tokens = ?, context_tokens = coalesce(?, context_tokens)
-       WHERE session_key = ?`,
+       WHERE session_id = ?`,
     ),
     count1: store.prepare(
       `INSERT INTO session_usage (day, session_key, model, input_tokens, output_tokens, turns)
@@ -791,7 +840,7 @@ function prepareAll(store: Store) {
       "UPDATE transcripts SET archived_at_ms = ?, archived_as = ? WHERE transcript_id = ?",
     ),
     append: store.prepare(
-      "INSERT INTO messages (transcript_id, seq, bytes, message) VALUES (?, ?, ?, ?)",
+      "INSERT INTO messages (transcript_id, seq, bytes, lean, message) VALUES (?, ?, ?, ?, ?)",
     ),
     index: store.prepare("INSERT INTO message_text (rowid, text) VALUES (?, ?)"),
     lastSeq: store.prepare(
@@ -801,6 +850,11 @@ function prepareAll(store: Store) {
       `SELECT bytes, message FROM messages WHERE transcript_id = ? AND seq >= ?
        ORDER BY seq DESC LIMIT ?`,
     ),
+    lastTexts: store.prepare(
+      `SELECT message_row, bytes, lean IS NOT NULL AS has_images, coalesce(lean, message) AS message
+       FROM messages WHERE transcript_id = ? AND seq >= ? ORDER BY seq DESC LIMIT ?`,
+    ),
+    message: store.prepare("SELECT message FROM messages WHERE message_row = ?"),
     following: store.prepare(
       `SELECT message_row, seq, bytes, message FROM messages WHERE transcript_id = ? AND seq > ?
        ORDER BY seq`,
@@ -879,7 +933,13 @@ function messageIdOf(row: number): string {
   return (Math.imul(row, 0x9e3779b1) >>> 0).toString(16).padStart(8, "0");
 }
 
-function withoutImages(message: Message): Message {
+const LEFT_OUT = /\[image left out: [^\]\n]*\]/g;
+
+function hasImages({ content }: Message): boolean {
+  return content.some(({ type }) => type === "image");
+}
+
+export function withoutImages(message: Message): Message {
   const content = message.content.map((part): MessagePart =>
     part.type === "image" ? { type: "text", text: `[image left out: ${part.mimeType}]` } : part
   );
@@ -887,7 +947,7 @@ function withoutImages(message: Message): Message {
 }
 
 function previewOf(message: Message): string {
-  const text = textOf(message).trim();
+  const text = textOf(message).trim().replace(LEFT_OUT, "[image]");
   if (text !== "") return text;
   const calls = message.content.flatMap((part) => part.type === "toolCall" ? [part.name] : []);
   if (calls.length > 0) return `call ${calls.join(", ")}`;

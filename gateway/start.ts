@@ -130,6 +130,7 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
   const token = mode === "token" && !chosen ? await ownToken(paths.tokenFile) : chosen;
   const proofs = proofsIn(settings.auth.trustedProxy.requiredHeaders.value);
   for (const secret of [token, password, ...proofs]) if (secret) log.addSecret(secret);
+  hideHookToken(reading.config, log);
 
   const store = parts.use(
     Store.open(
@@ -225,6 +226,7 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
       tools,
       commands: COMMANDS,
       callGateway,
+      wake: (agentId) => heartbeats.wake(agentId),
       replies: () => outbox,
       version,
       log: log.child("agent"),

@@ -171,6 +171,7 @@ const MIGRATIONS = [
      transcript_id INTEGER NOT NULL REFERENCES transcripts,
      seq INTEGER NOT NULL,
      bytes INTEGER NOT NULL,
+     lean TEXT,
      message TEXT NOT NULL,
      UNIQUE (transcript_id, seq)
    ) STRICT;

@@ -28,6 +28,10 @@ const WISH_FLAGS = {
   },
   "any-port": { kind: "boolean", summary: "Take a free port where the wanted one is taken" },
   "ssh-accept-new": { ...RPC_FLAGS["ssh-accept-new"] },
+  "tls-fingerprint": {
+    ...RPC_FLAGS["tls-fingerprint"],
+    summary: "The certificate to expect of the gateway; as configured for the target unless told",
+  },
 } as const;
 
 export function tunnelCommands(world: CallWorld): Command[] {

@@ -4,9 +4,11 @@ import { EXIT_REFUSED, UsageError } from "../config/command.ts";
 import { readConfig } from "../config/load.ts";
 import { formatLogLine, tailLog } from "../config/log.ts";
 import { type Paths, resolvePath } from "../config/paths.ts";
+import { fingerprintIn, type Pin, pinsIn } from "../config/schema.ts";
 import { remotesOf, sshTargetOf, type SshWay, sshWayOf } from "../config/target.ts";
 import { formatDuration, type Terminal } from "../config/terminal.ts";
 import { TunnelError } from "../tunnel/error.ts";
+import { readPins } from "../tunnel/pin.ts";
 import { systemRunner } from "../tunnel/process.ts";
 import { installService, type ServiceWorld, uninstallService } from "../tunnel/service.ts";
 import { readTarget } from "../tunnel/ssh.ts";
@@ -36,6 +38,7 @@ export interface WishFlags {
   "local-port"?: number;
   "any-port": boolean;
   "ssh-accept-new": boolean;
+  "tls-fingerprint"?: string;
 }
 
 interface UpFlags extends WishFlags {
@@ -70,6 +73,7 @@ export async function tunnelUp(
       isInteractive: canAsk || flags["may-ask"],
       signal: stop.signal,
       say: (message) => terminal.err(message),
+      currentPins: () => configuredPins(spec, paths),
       ...flags.verbose && {
         mirror: (line: string) => terminal.err(formatLogLine(line, terminal.errStyle)),
       },
@@ -101,7 +105,13 @@ export async function tunnelUp(
   const tunnel = await findUsed(spec, paths);
   if (flags.json) return terminal.json({ ok: true, isReused, tunnel });
   for (const message of said) terminal.out(message);
-  if (tunnel) terminal.out(`Reach the gateway with --port ${tunnel.localPort}`);
+  if (tunnel) terminal.out(`Reach the gateway with ${flagsTo(tunnel, spec)}`);
+}
+
+function flagsTo({ localPort }: TunnelStatus, { pins = [] }: TunnelSpec): string {
+  if (pins.length === 0) return `--port ${localPort}`;
+  const fingerprints = pins.map((pin) => `sha256:${fingerprintIn(pin)}`).join();
+  return `--url wss://127.0.0.1:${localPort} --tls-fingerprint ${fingerprints}`;
 }
 
 export async function tunnelDown(
@@ -201,7 +211,9 @@ export async function installTunnel(
   const { stateDir, configPath, profile } = paths;
   // The unit takes its place.
   await stopOwner(paths, spec.name);
-  const argv = [...ownProgram(), ...keeperArguments(spec)];
+  // What the configuration expects is read anew at each start.
+  const pins = flags["tls-fingerprint"] === undefined ? undefined : spec.pins;
+  const argv = [...ownProgram(), ...keeperArguments({ ...spec, pins })];
   const env = { ZERO_STATE_DIR: stateDir, ZERO_CONFIG_PATH: configPath };
   const { file, isEnabled, next } = await installService(
     { name: spec.name, profile, argv, env },
@@ -259,15 +271,34 @@ export async function chooseSpec(
   const key = flags.identity ?? base.identity;
   // Whoever keeps the tunnel up runs in another directory.
   const identity = key && resolvePath(key, { home: paths.env.HOME, cwd: Deno.cwd() });
+  const { name: named, target } = base;
+  const way = { name: named, target, remotePort: flags["remote-port"] ?? base.remotePort };
+  const pin = flags["tls-fingerprint"];
+  const pins = pin === undefined ? await configuredPins(way, paths) : readPins(pinsIn(pin));
+  checkName(named);
   return {
-    name: checkName(base.name),
-    target: base.target,
+    ...way,
+    ...pins.length > 0 && { pins },
     ...identity !== undefined && { identity },
-    remotePort: flags["remote-port"] ?? base.remotePort,
     ...wanted !== 0 && { localPort: wanted },
     anyPort: flags["any-port"] || base.anyPort === true,
     acceptNew: flags["ssh-accept-new"] || base.acceptNew === true,
   };
+}
+
+/** What the configuration expects of the gateway at the end of a tunnel. */
+async function configuredPins(
+  { name, target, remotePort }: Pick<TunnelSpec, "name" | "target" | "remotePort">,
+  { configPath, env }: Paths,
+): Promise<Pin[]> {
+  const { config } = await readConfig({ path: configPath, env });
+  const found = remotesOf(config).flatMap((remote) => {
+    const way = sshWayOf(remote);
+    const isIt = way?.target === target && way.remotePort === remotePort;
+    return isIt ? [{ ...remote.fields, name: way.name }] : [];
+  });
+  const remote = found.find((one) => one.name === name) ?? found[0];
+  return pinsIn(remote?.tlsFingerprint);
 }
 
 function wayBySsh(name: string | undefined, target: string): TunnelSpec {

@@ -145,18 +145,34 @@ async function dialPinned(
   pins: readonly Pin[],
   options: DialOptions,
 ): Promise<DialledSocket> {
-  const [{ stream, fingerprint }] = await Promise.all([
-    openTls(target, options.signal),
+  const [stream] = await Promise.all([
+    openPinned(target, pins, options.signal),
     // Loaded meanwhile, for what follows.
     import("ws"),
   ]);
+  return await openSocket(target, options, stream);
+}
+
+/**
+ * An encrypted connection to whoever has one of the certificates; nothing was said on it yet.
+ *
+ * @param pins see {@link readPins}
+ * @throws {TunnelError} another certificate was shown
+ * @throws {DialFailure} nobody speaks TLS there
+ */
+export async function openPinned(
+  target: URL,
+  pins: readonly Pin[],
+  signal?: AbortSignal,
+): Promise<TLSSocket> {
+  const { stream, fingerprint } = await openTls(target, signal);
   try {
     checkPin(fingerprint, pins);
+    return stream;
   } catch (error) {
     stream.destroy();
     throw error;
   }
-  return await openSocket(target, options, stream);
 }
 
 /** A socket of `ws`: over a connection that is there already, and with a look at the answer. */

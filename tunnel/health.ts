@@ -1,13 +1,20 @@
 // Whether a gateway answers at a port: its own answer counts, not that something takes connections.
 
+import type { TLSSocket } from "node:tls";
+import type { DialledSocket } from "./dial.ts";
+import { TunnelError } from "./error.ts";
+import { type Pin, readPins } from "./pin.ts";
+
 export interface Probe {
   /**
    * `answered`: a gateway did, be it with a refusal. `refused`: nobody listens. `closed`: the
-   * connection ended without a word. `foreign`: something answered that is no gateway. `timeout`:
-   * nothing came.
+   * connection ended without a word. `foreign`: something answered that is no gateway. `stranger`: it
+   * has not the certificate that is expected, and was told nothing. `timeout`: nothing came.
    */
-  verdict: "answered" | "refused" | "closed" | "foreign" | "timeout";
+  verdict: "answered" | "refused" | "closed" | "foreign" | "stranger" | "timeout";
   latencyMs: number;
+  /** What is wrong with a `stranger`. */
+  trouble?: { message: string; fix: string };
 }
 
 export interface ProbeOptions {
@@ -15,12 +22,21 @@ export interface ProbeOptions {
   signal?: AbortSignal;
 }
 
+type Answer = Omit<Probe, "latencyMs">;
+
 const MAX_ANSWER_BYTES = 65_536;
 /** A login that was refused is an answer too. */
 const REFUSALS = [401, 403, 421, 429];
 
-/** Asks what listens at a port of 127.0.0.1; at most `timeoutMs` altogether. */
-export async function probeGateway(port: number, options: ProbeOptions): Promise<Probe> {
+/**
+ * Asks what listens at a port of 127.0.0.1; at most `timeoutMs` altogether.
+ *
+ * @param options.pins certificates it is expected to have: nothing is said to anybody else
+ */
+export async function probeGateway(
+  port: number,
+  { pins = [], ...options }: ProbeOptions & { pins?: readonly Pin[] },
+): Promise<Probe> {
   const begin = performance.now();
   const ending = new AbortController();
   const { signal } = ending;
@@ -29,12 +45,12 @@ export async function probeGateway(port: number, options: ProbeOptions): Promise
   options.signal?.addEventListener("abort", abort);
   if (options.signal?.aborted) abort();
   try {
-    const verdict = await ask(port, signal);
-    const isLate = signal.aborted && verdict !== "answered";
-    return {
-      verdict: isLate ? "timeout" : verdict,
-      latencyMs: Math.round(performance.now() - begin),
-    };
+    const answer = pins.length > 0
+      ? await askPinned(port, pins, signal)
+      : { verdict: await ask(port, signal) };
+    const isLate = signal.aborted && answer.verdict !== "answered";
+    const latencyMs = Math.round(performance.now() - begin);
+    return isLate ? { verdict: "timeout", latencyMs } : { ...answer, latencyMs };
   } finally {
     clearTimeout(late);
     options.signal?.removeEventListener("abort", abort);
@@ -48,20 +64,33 @@ export function answersAsGateway(
   { timeoutMs, signal }: ProbeOptions,
 ): Promise<boolean> {
   const name = host === "0.0.0.0" ? "127.0.0.1" : host.includes(":") ? `[${host}]` : host;
-  const socket = new WebSocket(`ws://${name}:${port}`);
+  return greets(new WebSocket(`ws://${name}:${port}`), { timeoutMs, signal });
+}
+
+function greets(
+  socket: DialledSocket,
+  { timeoutMs, signal }: ProbeOptions,
+): Promise<boolean> {
   return new Promise((resolve) => {
+    let isOver = false;
     const end = (isGateway: boolean) => {
+      if (isOver) return;
+      isOver = true;
       clearTimeout(timer);
       signal?.removeEventListener("abort", giveUp);
-      socket.onmessage = socket.onerror = socket.onclose = null;
       if (socket.readyState <= WebSocket.OPEN) socket.close();
       resolve(isGateway);
     };
     const giveUp = () => end(false);
     const timer = setTimeout(giveUp, timeoutMs);
     signal?.addEventListener("abort", giveUp);
-    socket.onmessage = ({ data }) => end(String(data).includes('"connect.challenge"'));
-    socket.onerror = socket.onclose = giveUp;
+    socket.addEventListener(
+      "message",
+      ({ data }) => end(String(data).includes('"connect.challenge"')),
+    );
+    socket.addEventListener("error", giveUp);
+    socket.addEventListener("close", giveUp);
+    if (signal?.aborted) giveUp();
   });
 }
 
@@ -82,9 +111,44 @@ async function ask(port: number, signal: AbortSignal): Promise<Probe["verdict"]>
     if (answer === "") return "closed";
   }
   // A gateway of this family that has no such page still greets.
-  const greets = await answersAsGateway("127.0.0.1", port, { timeoutMs: MAX_TIMER_MS, signal });
-  return greets ? "answered" : "foreign";
+  const isGateway = await answersAsGateway("127.0.0.1", port, { timeoutMs: MAX_TIMER_MS, signal });
+  return isGateway ? "answered" : "foreign";
 }
+
+async function askPinned(
+  port: number,
+  given: readonly Pin[],
+  signal: AbortSignal,
+): Promise<Answer> {
+  const { dial, DialFailure, openPinned } = await import("./dial.ts");
+  const url = `wss://127.0.0.1:${port}`;
+  try {
+    const pins = readPins(given);
+    const socket = await openPinned(new URL(url), pins, signal);
+    if (isOwnAnswer(await exchangeEncrypted(socket, port, signal))) return { verdict: "answered" };
+    if (signal.aborted) return { verdict: "timeout" };
+    // A gateway of this family that has no such page still greets.
+    const greeting = await dial(url, { pins, signal });
+    const isGateway = await greets(greeting, { timeoutMs: MAX_TIMER_MS, signal });
+    return { verdict: isGateway ? "answered" : "foreign" };
+  } catch (error) {
+    if (error instanceof TunnelError) {
+      const { message, fix } = error;
+      return { verdict: "stranger", trouble: { message, fix } };
+    }
+    if (!(error instanceof DialFailure)) throw error;
+    const { code = "" } = error.cause as { code?: string };
+    if (code === "ECONNREFUSED") return { verdict: "refused" };
+    if (!code.startsWith("ERR_SSL")) return { verdict: "closed" };
+    return { verdict: "stranger", trouble: NO_TLS };
+  }
+}
+
+/** What is wrong with who has no certificate although one is expected. */
+export const NO_TLS = {
+  message: "gateway tls fingerprint unavailable: what answers there does not speak TLS",
+  fix: "On the gateway's machine: zero config set gateway.tls.enabled true",
+} as const;
 
 const MAX_TIMER_MS = 2_147_483_647;
 
@@ -120,10 +184,15 @@ async function exchange(connection: Deno.Conn, port: number, signal: AbortSignal
 async function askEncrypted(port: number, signal: AbortSignal): Promise<string> {
   if (signal.aborted) return "";
   const { connect } = await import("node:tls");
-  return await new Promise((resolve) => {
+  // It is asked whether it lives; who it is, is checked by those who tell it secrets.
+  const socket = connect({ host: "127.0.0.1", port, rejectUnauthorized: false });
+  return await exchangeEncrypted(socket, port, signal);
+}
+
+/** As `exchange`, as soon as the encryption stands. */
+function exchangeEncrypted(socket: TLSSocket, port: number, signal: AbortSignal): Promise<string> {
+  return new Promise((resolve) => {
     let answer = "";
-    // It is asked whether it lives; who it is, is checked by those who tell it secrets.
-    const socket = connect({ host: "127.0.0.1", port, rejectUnauthorized: false });
     const end = () => {
       signal.removeEventListener("abort", end);
       socket.on("error", () => {}); // it is given up
@@ -131,7 +200,9 @@ async function askEncrypted(port: number, signal: AbortSignal): Promise<string> 
       resolve(answer);
     };
     signal.addEventListener("abort", end);
-    socket.once("secureConnect", () => socket.write(requestTo(port)));
+    if (signal.aborted) end();
+    // What is written earlier goes out when the handshake is done.
+    socket.write(requestTo(port));
     socket.on("data", (bytes) => {
       answer += String(bytes);
       if (isOwnAnswer(answer) || answer.length > MAX_ANSWER_BYTES) end();

@@ -119,18 +119,12 @@ export class OwnedRecord implements Disposable {
   static async claim(paths: Paths, name: string, wish: Wish): Promise<OwnedRecord> {
     const files = tunnelFiles(paths, checkName(name));
     await Deno.mkdir(`${paths.stateDir}/tunnels`, { recursive: true, mode: 0o700 });
-    const lock = await Deno.open(files.lock, {
-      read: true,
-      write: true,
-      create: true,
-      mode: 0o600,
-    });
-    for (let tries = 1; !await tryLock(lock); tries++) {
+    let lock: Deno.FsFile | undefined;
+    for (let tries = 1; !(lock = await lockFile(files.lock)); tries++) {
       if (tries < CLAIM_TRIES) {
         await new Promise((resolve) => setTimeout(resolve, CLAIM_EVERY_MS));
         continue;
       }
-      lock.close();
       const { target, pid } = (await readRecord(files.record))?.status ?? {};
       const details = [target && `to ${target}`, pid && `pid ${pid}`].filter(Boolean).join(", ");
       throw new TunnelError(
@@ -142,6 +136,8 @@ export class OwnedRecord implements Disposable {
       );
     }
     const before = await readRecord(files.record);
+    // With the lock held, what an owner left that was killed would pass for what is true.
+    if (before) writeRecord(files.record, { ...before, status: ownerless(before.status) });
     const lastGeneration = before?.status.generation ?? 0;
     const ownerStart = await startOf(Deno.pid);
     return new OwnedRecord(files.record, lock, { wish, ownerStart, lastGeneration });
@@ -149,10 +145,7 @@ export class OwnedRecord implements Disposable {
 
   /** Replaces the file in one step. */
   write(status: TunnelStatus): void {
-    const record: TunnelRecord = { status, wish: this.#wish, ownerStart: this.#ownerStart };
-    const part = `${this.#file}.part`;
-    Deno.writeTextFileSync(part, `${JSON.stringify(record, null, 2)}\n`, { mode: 0o600 });
-    Deno.renameSync(part, this.#file);
+    writeRecord(this.#file, { status, wish: this.#wish, ownerStart: this.#ownerStart });
   }
 
   [Symbol.dispose](): void {
@@ -240,9 +233,11 @@ export async function stopOwner(
   );
 }
 
-/** Forgets a tunnel nobody keeps up. */
+/** Forgets a tunnel nobody keeps up; one that somebody does meanwhile is left. */
 export async function forgetTunnel(paths: Paths, name: string): Promise<void> {
   const files = tunnelFiles(paths, checkName(name));
+  using lock = await readRecord(files.record) && await lockFile(files.lock);
+  if (!lock) return;
   for (const file of [files.record, files.lock]) {
     try {
       await Deno.remove(file);
@@ -278,6 +273,24 @@ function isSameStart(one: ProcessStart | undefined, other: ProcessStart | undefi
     Math.abs(one.bootS - other.bootS) <= BOOT_SLACK_S;
 }
 
+/** @returns undefined when another process has it, or it was thrown away meanwhile */
+async function lockFile(path: string): Promise<Deno.FsFile | undefined> {
+  const file = await Deno.open(path, { read: true, write: true, create: true, mode: 0o600 });
+  if (await tryLock(file) && await isAt(path, file)) return file;
+  file.close();
+}
+
+/** Whether a file that was opened is still the one of that name. */
+async function isAt(path: string, file: Deno.FsFile): Promise<boolean> {
+  try {
+    const [{ dev, ino }, there] = await Promise.all([file.stat(), Deno.stat(path)]);
+    return dev === there.dev && ino === there.ino;
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return false;
+    throw error;
+  }
+}
+
 async function isLocked(path: string): Promise<boolean> {
   let file: Deno.FsFile;
   try {
@@ -287,10 +300,16 @@ async function isLocked(path: string): Promise<boolean> {
     throw error;
   }
   try {
-    return !await tryLock(file);
+    return !await tryLock(file, { isShared: true });
   } finally {
     file.close();
   }
+}
+
+function writeRecord(file: string, record: TunnelRecord): void {
+  const part = `${file}.part`;
+  Deno.writeTextFileSync(part, `${JSON.stringify(record, null, 2)}\n`, { mode: 0o600 });
+  Deno.renameSync(part, file);
 }
 
 async function readRecord(file: string): Promise<TunnelRecord | undefined> {

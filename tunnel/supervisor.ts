@@ -5,7 +5,8 @@
 import type { Log } from "../config/log.ts";
 import type { Env } from "../config/paths.ts";
 import { TunnelError } from "./error.ts";
-import { type Probe, probeGateway } from "./health.ts";
+import { NO_TLS, type Probe, probeGateway, type ProbeOptions } from "./health.ts";
+import type { Pin } from "./pin.ts";
 import { findPortHolder, type PortHolder } from "./port_holder.ts";
 import {
   classify,
@@ -30,6 +31,10 @@ export interface SupervisorOptions {
   /** Take a free port where the wanted one is taken. */
   anyPort?: boolean;
   acceptNew?: boolean;
+  /** Certificates the gateway is expected to have: it is asked inside TLS, and nobody else is. */
+  pins?: readonly Pin[];
+  /** Asked when another certificate was shown: what is expected may have changed meanwhile. */
+  currentPins?(): Promise<readonly Pin[]>;
   /** The first ssh may ask on the terminal of this process; later ones have to do without. */
   isInteractive: boolean;
   env: Env;
@@ -96,6 +101,7 @@ const PATIENT_ATTEMPT = 3;
 /** Empty answers in a row before a gateway counts as stopped: ssh may not have told why yet. */
 const CLOSED_TIMES = 3;
 const PORT_TRIES = 5;
+const DEFAULT_PORT = 18_789;
 const PORT_WAIT_MS = 1_500;
 
 export class Supervisor implements AsyncDisposable {
@@ -107,6 +113,7 @@ export class Supervisor implements AsyncDisposable {
   #ssh?: SshProcess;
   #run?: Promise<void>;
   #mayAsk: boolean;
+  #pins: readonly Pin[];
   /** Aborted when the machine woke up, then replaced. */
   #wake = new AbortController();
   #changed = Promise.withResolvers<void>();
@@ -118,6 +125,7 @@ export class Supervisor implements AsyncDisposable {
     this.#timings = { ...TIMINGS, ...options.timings };
     this.#clocks = options.clocks ?? SYSTEM_CLOCKS;
     this.#mayAsk = options.isInteractive;
+    this.#pins = options.pins ?? [];
     this.#status = {
       name: options.name,
       target: options.target,
@@ -295,10 +303,7 @@ export class Supervisor implements AsyncDisposable {
     let timeoutMs = timings.probeTimeoutMs;
     for (;;) {
       const wake = this.#wake.signal;
-      const probe = await probeGateway(forward.localPort, {
-        timeoutMs,
-        signal: gone.signal,
-      });
+      const probe = await this.#ask(forward.localPort, { timeoutMs, signal: gone.signal });
       if (end) return { failure: classify(end, forward), wasUp };
       if (this.#stopping.signal.aborted) return { failure: this.#stoppedFailure(), wasUp };
       const { verdict } = probe;
@@ -332,9 +337,9 @@ export class Supervisor implements AsyncDisposable {
         if (isProhibited(ssh.stderr)) {
           return { failure: classify({ code: null, stderr: ssh.stderr }, forward), wasUp };
         }
-        const isSure = verdict === "foreign" || isOpenFailure(ssh.stderr) ||
+        const isSure = verdict !== "closed" || isOpenFailure(ssh.stderr) ||
           ++closed >= CLOSED_TIMES;
-        if (isSure) this.#isDown(probe, verdict);
+        if (isSure) this.#isDown(probe, ssh);
         else waitMs = timings.pollEveryMs;
         ssh.forget();
       }
@@ -348,6 +353,15 @@ export class Supervisor implements AsyncDisposable {
     }
   }
 
+  async #ask(port: number, options: ProbeOptions): Promise<Probe> {
+    const probe = await probeGateway(port, { ...options, pins: this.#pins });
+    if (probe.verdict !== "stranger") return probe;
+    const pins = await this.#options.currentPins?.() ?? [];
+    if (pins.length === 0 || JSON.stringify(pins) === JSON.stringify(this.#pins)) return probe;
+    this.#pins = pins;
+    return await probeGateway(port, { ...options, pins });
+  }
+
   #isUp(ssh: SshProcess, probe: Probe): void {
     ssh.forget();
     this.#mayAsk = false;
@@ -359,23 +373,35 @@ export class Supervisor implements AsyncDisposable {
   }
 
   /** ssh does its part; it is the gateway that does not. */
-  #isDown(probe: Probe, verdict: "closed" | "foreign"): void {
-    const { target, remotePort } = this.#options;
-    const what = verdict === "closed"
-      ? "no gateway listens"
-      : "something that is no gateway answers";
-    const lastError = {
-      kind: "gateway-down",
-      message: `Cannot reach the gateway through the tunnel to ${target}: ${what} on port ` +
-        `${remotePort} there`,
-      fix: verdict === "closed"
-        ? `Start it: ssh ${typedTarget(target)} zero gateway`
-        : "Name the gateway's port with --remote-port N",
-    };
+  #isDown(probe: Probe, ssh: SshProcess): void {
+    const { verdict } = probe;
+    const lastError = this.#troubleOf(probe, ssh);
     if (this.#status.lastError?.kind !== lastError.kind) {
       this.#options.log?.warn("the gateway does not answer through the tunnel", { verdict });
     }
     this.#update({ state: "down", lastProbe: this.#probeOf(probe), lastError });
+  }
+
+  #troubleOf(
+    { verdict, trouble }: Probe,
+    { stderr }: SshProcess,
+  ): NonNullable<TunnelStatus["lastError"]> {
+    // Somebody takes connections there, and ends those that begin with TLS.
+    const hasNoTls = verdict === "closed" && this.#pins.length > 0 && !isOpenFailure(stderr);
+    if (trouble || hasNoTls) return { kind: "tls", ...trouble ?? NO_TLS };
+    const { target, remotePort } = this.#options;
+    const what = verdict === "closed"
+      ? "no gateway listens"
+      : "something that is no gateway answers";
+    return {
+      kind: "gateway-down",
+      message: `Cannot reach the gateway through the tunnel to ${target}: ${what} on port ` +
+        `${remotePort} there`,
+      fix: verdict === "closed"
+        ? `Start it: ssh ${typedTarget(target)} zero gateway` +
+          (remotePort === DEFAULT_PORT ? "" : ` --port ${remotePort}`)
+        : "Name the gateway's port with --remote-port N",
+    };
   }
 
   #keepProbe(probe: Probe): void {

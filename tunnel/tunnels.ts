@@ -3,8 +3,10 @@
 
 import { openLog } from "../config/log.ts";
 import { type Paths, resolvePath } from "../config/paths.ts";
+import { formatPin } from "../config/schema.ts";
 import { TunnelError } from "./error.ts";
 import { probeGateway } from "./health.ts";
+import type { Pin } from "./pin.ts";
 import { readTarget, withoutSecrets } from "./ssh.ts";
 import {
   checkName,
@@ -15,7 +17,7 @@ import {
   type TunnelRecord,
   type TunnelStatus,
 } from "./state.ts";
-import { asError, pause, Supervisor, type Timings } from "./supervisor.ts";
+import { asError, pause, Supervisor, type SupervisorOptions, type Timings } from "./supervisor.ts";
 
 export type { TunnelState, TunnelStatus } from "./state.ts";
 
@@ -33,6 +35,8 @@ export interface TunnelSpec {
   anyPort?: boolean;
   /** Accept the host key of a machine that was never met (D8). */
   acceptNew?: boolean;
+  /** Certificates the gateway is expected to have, where it speaks TLS behind the tunnel. */
+  pins?: readonly Pin[];
 }
 
 export interface TunnelOptions {
@@ -116,19 +120,8 @@ export async function ensureTunnel(given: TunnelSpec, options: TunnelOptions): P
   }
   const record = await readTunnel(paths, spec.name);
   if (record && record.status.pid !== null && record.status.state !== "failed") {
-    if (!isSameWay(record, spec) || !hasWantedPort(record.status, spec)) {
-      const { target, remotePort, localPort } = record.status;
-      throw new TunnelError(
-        "state",
-        `Cannot open the tunnel ${spec.name} to ${spec.target}: one of that name goes to ` +
-          `${target}, port ${remotePort}, from port ${localPort} of this machine`,
-        `zero tunnel down ${spec.name}`,
-      );
-    }
     // It is being kept up, but does not answer now: another one would fare no better.
-    const status = await answerOf(record.status.pid, { spec, options });
-    say(`Using the tunnel ${spec.name} to ${spec.target} on port ${status.localPort}`);
-    return { localPort: status.localPort, isReused: true };
+    return await useKept(record, spec, options);
   }
   const child = spawnKeeper(spec, options);
   const exited = child.status.then(({ code }) => code);
@@ -145,15 +138,41 @@ export async function ensureTunnel(given: TunnelSpec, options: TunnelOptions): P
     }
     child.ref();
     await exited;
+    // Another command was quicker: what it has started serves this one, too.
+    const winner = await readTunnel(paths, spec.name);
+    const isOther = winner !== undefined && winner.status.pid !== null &&
+      winner.status.pid !== child.pid;
+    if (isOther && !options.signal?.aborted) return await useKept(winner, spec, options);
     throw error;
   }
+}
+
+/** Waits for a tunnel that another process keeps up. */
+async function useKept(
+  record: TunnelRecord,
+  spec: TunnelSpec,
+  options: TunnelOptions,
+): Promise<OpenTunnel> {
+  const { target, remotePort, localPort, pid } = record.status;
+  if (!isSameWay(record, spec) || !hasWantedPort(record.status, spec)) {
+    throw new TunnelError(
+      "state",
+      `Cannot open the tunnel ${spec.name} to ${spec.target}: one of that name goes to ` +
+        `${target}, port ${remotePort}, from port ${localPort} of this machine`,
+      `zero tunnel down ${spec.name}`,
+    );
+  }
+  const status = await answerOf(pid!, { spec, options });
+  options.say(`Using the tunnel ${spec.name} to ${spec.target} on port ${status.localPort}`);
+  return { localPort: status.localPort, isReused: true };
 }
 
 /** Keeps a tunnel up in this process until the signal or trouble that only a person can mend. */
 export async function keepTunnel(
   spec: TunnelSpec,
-  { paths, isInteractive, version, signal, timings, say, mirror }:
+  { paths, isInteractive, version, signal, timings, say, mirror, currentPins }:
     & Pick<TunnelOptions, "paths" | "isInteractive" | "version" | "say" | "timings">
+    & Pick<SupervisorOptions, "currentPins">
     & { signal: AbortSignal; mirror?: (line: string) => void },
 ): Promise<TunnelStatus> {
   const { name, target, identity, localPort, anyPort, acceptNew } = spec;
@@ -181,6 +200,7 @@ export async function keepTunnel(
     env: paths.env,
     onChange,
     log,
+    currentPins,
     lastGeneration: record.lastGeneration,
     timings,
   });
@@ -228,7 +248,7 @@ export function ownProgram(): string[] {
 
 /** The words behind `zero` that keep a tunnel up. */
 export function keeperArguments(spec: TunnelSpec): string[] {
-  const { name, target, identity, remotePort, localPort, anyPort, acceptNew } = spec;
+  const { name, target, identity, remotePort, localPort, anyPort, acceptNew, pins = [] } = spec;
   return [
     "tunnel",
     "up",
@@ -241,6 +261,7 @@ export function keeperArguments(spec: TunnelSpec): string[] {
     ...identity === undefined ? [] : [`--identity=${identity}`],
     ...anyPort ? ["--any-port"] : [],
     ...acceptNew ? ["--ssh-accept-new"] : [],
+    ...pins.length > 0 ? [`--tls-fingerprint=${pins.map(formatPin).join()}`] : [],
   ];
 }
 
@@ -263,7 +284,10 @@ async function findUp(spec: TunnelSpec, paths: Paths): Promise<TunnelStatus | un
     Number(other.status.name === spec.name) - Number(one.status.name === spec.name)
   );
   for (const { status } of candidates) {
-    const { verdict } = await probeGateway(status.localPort, { timeoutMs: REUSE_TIMEOUT_MS });
+    const { verdict } = await probeGateway(status.localPort, {
+      timeoutMs: REUSE_TIMEOUT_MS,
+      pins: spec.pins,
+    });
     if (verdict === "answered") return status;
   }
 }

@@ -138,7 +138,8 @@ export const COMMANDS: readonly Command[] = [
     isOwnerOnly: false,
     waits: "never",
     run: (call) => {
-      if (call.isGroup && !call.origin.isOwner) return Promise.resolve(FOR_OWNER);
+      const refusal = notYours(call);
+      if (refusal) return Promise.resolve(refusal);
       call.stop();
       call.reset();
       return Promise.resolve("This is a new conversation.");
@@ -150,7 +151,8 @@ export const COMMANDS: readonly Command[] = [
     isOwnerOnly: false,
     waits: "never",
     run: (call) => {
-      if (call.isGroup && !call.origin.isOwner) return Promise.resolve(FOR_OWNER);
+      const refusal = notYours(call);
+      if (refusal) return Promise.resolve(refusal);
       return Promise.resolve(call.stop() > 0 ? "Stopped." : "There is nothing to stop.");
     },
   },
@@ -159,7 +161,11 @@ export const COMMANDS: readonly Command[] = [
     summary: "Repeat my last answer",
     isOwnerOnly: false,
     waits: "never",
-    run: (call) => Promise.resolve(call.lastReply() ?? "I have not said anything here yet."),
+    run: (call) =>
+      Promise.resolve(
+        notYours(call, { inGroups: true }) ?? call.lastReply() ??
+          "I have not said anything here yet.",
+      ),
   },
   {
     name: "whoami",
@@ -199,7 +205,18 @@ export const COMMANDS: readonly Command[] = [
   },
 ];
 
-const FOR_OWNER = "In a group that is for the owner of this gateway.";
+/**
+ * Why a conversation is not the sender's to end or to look back at: in a group it is everybody's, and
+ * nodes and programs may write into any.
+ */
+function notYours(
+  { isGroup, origin }: CommandCall,
+  { inGroups = false } = {},
+): string | undefined {
+  if (origin.isOwner) return undefined;
+  if (origin.kind !== "channel") return "That is for the owner of this gateway.";
+  return isGroup && !inGroups ? "In a group that is for the owner of this gateway." : undefined;
+}
 
 interface NodeLine {
   node: string;

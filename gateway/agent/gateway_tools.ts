@@ -15,9 +15,10 @@ import {
   type Shape,
   text,
 } from "../../rpc/shape.ts";
+import { normalizeAgentId } from "../agents.ts";
 import { findNamed } from "../choice.ts";
 import type { CurrentConfig, Gateway } from "../gateway.ts";
-import type { Sessions } from "../sessions.ts";
+import { type Message, type Sessions, withoutImages } from "../sessions.ts";
 import { runOnNode, type RunPayload } from "./node_run.ts";
 import type { Runs } from "./runs.ts";
 import type { AgentTool, GatewayCall, ToolContext, ToolResult } from "./tools.ts";
@@ -36,6 +37,8 @@ export interface ToolOptions {
 const INVOKE_TIMEOUT_MS = 30_000;
 const RUN_TIMEOUT_MS = 60_000;
 const MAX_TIMEOUT_MS = 600_000;
+/** A longer text without a space is taken for a file. */
+const MAX_FILE_CHARS = 4_096;
 /** How often a message may be passed on from session to session. */
 const MAX_HOPS = 3;
 /** What `node_invoke` is not for: running programs, and deciding which may run. */
@@ -153,8 +156,12 @@ export function gatewayTools(options: ToolOptions): AgentTool[] {
       name: "session_history",
       description: "Gives the last messages of another conversation",
       params: object({ session: nonEmpty(), limit: optional(integer({ min: 1, max: 100 })) }),
-      run: async ({ session, limit = 20 }, context) =>
-        json(await call("chat.history", { sessionKey: session, limit }, context)),
+      run: async ({ session, limit = 20 }, context) => {
+        const history = await call("chat.history", { sessionKey: session, limit }, context) as {
+          messages: Message[];
+        };
+        return json({ ...history, messages: history.messages.map(withoutImages) });
+      },
     }),
     tool({
       name: "session_send",
@@ -303,8 +310,9 @@ async function statusOf({ call, runs, sessions, config }: ToolOptions, context: 
     runtimeVersion?: string;
     sessions: { count: number };
   };
+  const { list = [], defaults } = config.reading.config.agents ?? {};
   const model = sessions.get(context.sessionKey)?.entry.model ??
-    config.reading.config.agents?.defaults?.model;
+    list.find(({ id }) => normalizeAgentId(id) === context.agentId)?.model ?? defaults?.model;
   return {
     version: status.runtimeVersion ?? "unknown",
     uptimeMs: Math.round(performance.now()),
@@ -316,7 +324,17 @@ async function statusOf({ call, runs, sessions, config }: ToolOptions, context: 
 }
 
 function json(value: unknown): ToolResult {
-  return { text: JSON.stringify(value) };
+  return { text: JSON.stringify(value, (_, member) => isFile(member) ? leftOut(member) : member) };
+}
+
+/** A video or so, as base64: no model can read it. */
+function isFile(member: unknown): member is string {
+  return typeof member === "string" && member.length > MAX_FILE_CHARS &&
+    /^[A-Za-z0-9+/_-]+$/.test(member.slice(0, MAX_FILE_CHARS));
+}
+
+function leftOut({ length }: string): string {
+  return `[${Math.round(length * 3 / 4)} bytes of base64 left out]`;
 }
 
 function failed(text: string): ToolResult {

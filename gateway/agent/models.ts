@@ -5,6 +5,7 @@ import type { Config } from "../../config/schema.ts";
 import type { Env } from "../../config/paths.ts";
 import type { Log } from "../../config/log.ts";
 import { resolveSecret } from "../../config/secrets.ts";
+import { normalizeAgentId } from "../agents.ts";
 import type { CurrentConfig } from "../gateway.ts";
 import { type AgentModel, ModelError } from "./model.ts";
 import { ApiModel, type ApiModelOptions, type ModelTraits, type Provider } from "./provider.ts";
@@ -50,21 +51,24 @@ export class Models {
   }
 
   /**
-   * The model to ask, and after it those to ask when it fails; none = the built-in agent.
+   * The model to ask, and after it those to ask when it fails; none = the built-in agent. A fallback
+   * that is not configured is left out.
    *
-   * @throws {ModelError} a model is asked for that is not configured
+   * @throws {ModelError} the model itself is not configured
    */
   pick({ agentId, sessionModel }: ModelChoice): AgentModel[] {
     const { fallbacks = [] } = this.#config.reading.config.agents?.defaults ?? {};
     const first = sessionModel ?? this.defaultModel(agentId);
     if (first === undefined) return [];
-    return [...new Set([first, ...fallbacks])].map((id) => this.#model(id));
+    const others = [...new Set(fallbacks)].filter((id) => id !== first);
+    return [this.#model(first), ...others.flatMap((id) => this.#fallback(id))];
   }
 
   /** `<provider>/<model>` of an agent; undefined = the built-in agent. */
   defaultModel(agentId?: string): string | undefined {
     const { list = [], defaults } = this.#config.reading.config.agents ?? {};
-    return list.find(({ id }) => id === agentId)?.model ?? defaults?.model;
+    const own = list.find(({ id }) => normalizeAgentId(id) === agentId);
+    return own?.model ?? defaults?.model;
   }
 
   /** What the configuration names, in its order. */
@@ -97,8 +101,26 @@ export class Models {
     return this.#providers()[provider]?.models?.find(({ id }) => id === model);
   }
 
+  #fallback(id: string): AgentModel[] {
+    try {
+      return [this.#model(id)];
+    } catch (error) {
+      if (!(error instanceof ModelError)) throw error;
+      this.#log.warn("a fallback cannot be used", { error: error.message, fix: error.fix });
+      return [];
+    }
+  }
+
   #model(id: string): AgentModel {
     const [name, model] = split(id);
+    if (model === "") {
+      throw new ModelError(
+        "badRequest",
+        `Cannot use the model ${id}: its provider is not named, as in openai/${id}`,
+        false,
+        "zero models",
+      );
+    }
     const settings = this.#providers()[name];
     if (!settings) {
       throw new ModelError(

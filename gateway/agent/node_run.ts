@@ -12,6 +12,7 @@ import {
   strictest,
   type Strictness,
 } from "../node/policy.ts";
+import { printable, printableLines } from "../../config/terminal.ts";
 import { joinArgv } from "../node/splitter.ts";
 import type { GatewayCall, ToolContext } from "./tools.ts";
 
@@ -106,6 +107,7 @@ async function approve(
 ): Promise<boolean> {
   const id = crypto.randomUUID();
   const command = joinArgv(argv);
+  const shown = [command, ...cwd === undefined ? [] : [`in ${cwd}`]].map(printableLines);
   const asking = call("exec.approval.request", {
     id,
     command,
@@ -123,7 +125,7 @@ async function approve(
   }, context) as Promise<{ decision: Decision | null }>;
   context.update({ approval: { id, command, node: node.name } });
   context.say({
-    text: `May this run on ${node.name}?\n\n${fenced(command)}\n\n` +
+    text: `May this run on ${printable(node.name)}?\n\n${fenced(shown.join("\n\n"))}\n\n` +
       `It lapses in ${APPROVAL_TIMEOUT_MS / 60_000} minutes.`,
     buttons: [DECISIONS.map((decision) => ({
       label: LABELS[decision],

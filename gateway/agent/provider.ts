@@ -102,7 +102,7 @@ export class ApiModel implements AgentModel {
           ]),
         ),
         maxOutputTokens: this.#traits.maxTokens ?? this.#defaultMaxTokens(),
-        providerOptions: this.#thinkingOptions(turn.thinking),
+        providerOptions: this.#thinkingOptions(turn),
         abortSignal: AbortSignal.any([turn.signal, idle.signal]),
         maxRetries: 0, // the attempts are counted here
         onError() {}, // told by the stream as well
@@ -143,12 +143,14 @@ export class ApiModel implements AgentModel {
     return this.#provider.api === "anthropic-messages" ? ANTHROPIC_MAX_TOKENS : undefined;
   }
 
-  #thinkingOptions(thinking: string | undefined) {
+  #thinkingOptions({ thinking, messages }: Turn) {
     const { isReasoning, maxTokens = ANTHROPIC_MAX_TOKENS } = this.#traits;
     if (!isReasoning || !thinking || thinking === "off") return undefined;
     if (this.#provider.api === "openai-completions") {
       return { [this.#provider.name]: { reasoningEffort: thinking } };
     }
+    // It wants the thoughts that led to its tool calls back, and they are not kept.
+    if (messages.at(-1)?.role === "toolResult") return undefined;
     const budgetTokens = Math.min(BUDGETS[thinking] ?? BUDGETS.high, maxTokens - 1);
     return budgetTokens < BUDGETS.minimal
       ? undefined
@@ -254,8 +256,11 @@ async function asModelError(error: unknown, { name, key }: Provider): Promise<Fa
     if (statusCode >= 500 || statusCode === 408) {
       return new ModelError("overloaded", told, true, `See how ${name} is doing, and ask again`);
     }
+    const isTooLong = statusCode === 413 || /context|too long|too many tokens/i.test(reason);
     const fix = statusCode === 404
       ? `Look at the models of this provider: zero models ${name}`
+      : isTooLong
+      ? "Begin a new conversation: /new"
       : "Look at models.providers in the configuration: zero config get models.providers";
     return new ModelError("badRequest", told, false, fix);
   }

@@ -6,6 +6,8 @@ import type { Message, MessagePart } from "../sessions.ts";
 
 /** Characters of a token, about. */
 const CHARS_A_TOKEN = 4;
+/** Images that providers take; any other would have the whole conversation refused. */
+const READABLE = ["image/png", "image/jpeg", "image/gif", "image/webp"];
 /** What an image costs, about, whatever its size. */
 const IMAGE_CHARS = 6_000;
 /** Left for the system prompt, the tools and the answer. */
@@ -101,6 +103,9 @@ type UserPart = { type: "text"; text: string } | { type: "file"; data: string; m
 function userPart(part: MessagePart): UserPart[] {
   if (part.type === "text") return part.text === "" ? [] : [{ type: "text", text: part.text }];
   if (part.type !== "image") return [];
+  if (!READABLE.includes(part.mimeType)) {
+    return [{ type: "text", text: `[an image that cannot be read: ${part.mimeType}]` }];
+  }
   return [{ type: "file", data: part.data, mediaType: part.mimeType }];
 }
 

@@ -9,6 +9,8 @@ import type { AbortReason } from "./runs.ts";
 export const CHAT_DELTA_MS = 150;
 /** What a model says within this time goes out as one `agent` event. */
 const ASSISTANT_MS = 25;
+/** Each event has all of the text so far: a long one goes out less often, to cost 4 MB a second. */
+const CHARS_PER_MS = 4_000;
 
 export interface RunNewsOptions {
   runId: string;
@@ -41,6 +43,8 @@ export class RunNews {
   #chatted = "";
   #chattedAtMs = -Infinity;
   #chatTimer?: ReturnType<typeof setTimeout>;
+  /** The end was told, or nobody is there any more to tell it to. */
+  #isOver = false;
 
   constructor(options: RunNewsOptions) {
     this.#options = options;
@@ -54,11 +58,11 @@ export class RunNews {
 
   /** The assistant goes on with its message. */
   says(delta: string) {
-    if (delta === "") return;
+    if (delta === "" || this.#isOver) return;
     this.#text += delta;
     this.#untold += delta;
     if (this.#timer !== undefined) return;
-    const waitMs = this.#toldAtMs + ASSISTANT_MS - performance.now();
+    const waitMs = this.#toldAtMs + this.#atLeast(ASSISTANT_MS) - performance.now();
     if (waitMs <= 0) return this.#flush();
     this.#timer = setTimeout(() => this.#flush(), waitMs);
   }
@@ -88,7 +92,7 @@ export class RunNews {
   /** The last thing that is said of the run. */
   ended(ending: Ending, endedAt: number) {
     this.#flush();
-    clearTimeout(this.#chatTimer);
+    this[Symbol.dispose]();
     const times = { ...(this.#startedAt !== undefined && { startedAt: this.#startedAt }), endedAt };
     switch (ending.state) {
       case "final": {
@@ -111,6 +115,7 @@ export class RunNews {
   }
 
   [Symbol.dispose]() {
+    this.#isOver = true;
     clearTimeout(this.#timer);
     clearTimeout(this.#chatTimer);
   }
@@ -118,14 +123,18 @@ export class RunNews {
   #flush() {
     clearTimeout(this.#timer);
     this.#timer = undefined;
-    if (this.#untold === "") return;
+    if (this.#untold === "" || this.#isOver) return;
     const delta = this.#untold;
     this.#untold = "";
     this.#toldAtMs = performance.now();
     this.#tell("assistant", { text: this.#text, delta });
-    const waitMs = this.#chattedAtMs + CHAT_DELTA_MS - performance.now();
+    const waitMs = this.#chattedAtMs + this.#atLeast(CHAT_DELTA_MS) - performance.now();
     if (waitMs <= 0) this.#chatDelta();
     else this.#chatTimer ??= setTimeout(() => this.#chatDelta(), waitMs);
+  }
+
+  #atLeast(ms: number): number {
+    return Math.max(ms, this.#text.length / CHARS_PER_MS);
   }
 
   /** The newest text; what was said since the last one is part of it. */
@@ -145,6 +154,7 @@ export class RunNews {
   }
 
   #tool(data: Record<string, unknown>) {
+    if (this.#isOver) return;
     this.#flush();
     this.#tell("tool", data, { isHiddenOnV3: !this.#options.isVerbose });
   }

@@ -12,7 +12,7 @@ import type { SystemEvents } from "../system_events.ts";
 import type { Audience } from "./audience.ts";
 import { type Command, type CommandCall, NO_MODEL, readCommand } from "./builtin.ts";
 import { type AgentModel, ModelError, type Turn, type TurnPart } from "./model.ts";
-import { conversation, hasOldImages, systemPrompt, withoutOldImages } from "./prompt.ts";
+import { contentOf, conversation, hasOldImages, systemPrompt, withoutOldImages } from "./prompt.ts";
 import { type Quiet, worthSaying } from "./quiet.ts";
 import { type Ending, RunNews } from "./run_news.ts";
 import type { AgentTool, GatewayCall, ToolContext, ToolResult } from "./tools.ts";
@@ -54,6 +54,17 @@ export interface RunRequest {
   hops?: number;
   /** Nobody has asked: the reply is delivered only where it says something. */
   quiet?: Quiet;
+  /** Which session is told what came of it, where no chat was told. */
+  report?: Report;
+}
+
+/** How a session hears of a run of another one. */
+export interface Report {
+  sessionKey: string;
+  /** Who has something to report. */
+  title: string;
+  /** Whether the session is to look at it at once. */
+  isUrgent: boolean;
 }
 
 /** Why a run was ended from outside (`stopReason` of §8.3). */
@@ -113,6 +124,8 @@ export interface RunsOptions {
   tools: readonly AgentTool[];
   commands: readonly Command[];
   callGateway: GatewayCall;
+  /** Has an agent look at what its main session is to be told. */
+  wake?(agentId: string): void;
   /** Asked for when a run has something to say in a chat. */
   replies(): ReplyPort | undefined;
   /** Of the gateway, as the agent tells it. */
@@ -134,6 +147,8 @@ const MAX_TEXT = 2_000_000;
 const MAX_RESULT = 60_000;
 /** Tools that a model may ask for in one message. */
 const MAX_CALLS = 100;
+/** Of what another session is told, in characters. */
+const MAX_REPORT = 2_000;
 const MAX_MEDIA = 10;
 /** A model that answers faster than the loop turns must not keep everybody else waiting. */
 const MAX_BUSY_MS = 10;
@@ -167,6 +182,8 @@ class LiveRun {
   eventsUpTo = 0;
   /** Which of the models answers. */
   modelAt = 0;
+  /** A provider has refused the conversation with the images of earlier messages. */
+  hidesOldImages = false;
   hasBegun = false;
   isOver = false;
 
@@ -465,7 +482,7 @@ export class Runs implements AsyncDisposable {
   /** The message becomes part of the conversation. @returns the id of the transcript */
   #record({ request, key, attempts }: LiveRun): string {
     const { sessions } = this.#options;
-    const { deliverTo, message, images = [] } = request;
+    const { deliverTo } = request;
     const { entry } = sessions.ensure(key, {
       ...(deliverTo && { deliveryContext: deliverTo, channel: deliverTo.channel }),
     });
@@ -473,14 +490,7 @@ export class Runs implements AsyncDisposable {
     if (attempts > 0) return entry.sessionId;
     return sessions.append(key, {
       role: "user",
-      content: [
-        { type: "text", text: message },
-        ...images.map(({ mimeType, content }): MessagePart => ({
-          type: "image",
-          mimeType,
-          data: content,
-        })),
-      ],
+      content: contentOf(request),
       timestamp: Date.now(),
       ...senderOf(request),
     }).sessionId;
@@ -548,7 +558,8 @@ export class Runs implements AsyncDisposable {
     });
     const thinking = request.thinking ?? sessions.get(key)?.entry.thinkingLevel;
     for (let step = 0; step < MAX_STEPS; step++) {
-      const turn = { system, messages, tools, thinking, signal: run.stopper.signal };
+      const shown = run.hidesOldImages ? withoutOldImages(messages) : messages;
+      const turn = { system, messages: shown, tools, thinking, signal: run.stopper.signal };
       const said = await this.#ask(run, models, turn);
       run.stopper.signal.throwIfAborted();
       if (said.calls.length === 0) {
@@ -583,6 +594,7 @@ export class Runs implements AsyncDisposable {
         if (!(error instanceof ModelError) || run.said !== "" || run.isOver) throw error;
         // An image that no provider takes must not spoil the conversation for good.
         if (error.kind === "badRequest" && hasOldImages(turn.messages)) {
+          run.hidesOldImages = true;
           turn = { ...turn, messages: withoutOldImages(turn.messages) };
           continue;
         }
@@ -872,6 +884,17 @@ export class Runs implements AsyncDisposable {
     this.#ended.run(JSON.stringify(kept), outcome.endedAtMs, request.runId);
     const reply = replyOf(outcome, request);
     if (reply) this.#deliver(request, reply, "reply");
+    if (request.report && !request.deliverTo) this.#report(request.report, outcome, request.quiet);
+  }
+
+  #report({ sessionKey, title, isUrgent }: Report, outcome: RunOutcome, quiet?: Quiet) {
+    const { store, systemEvents, sessions } = this.#options;
+    const { status, text, error = status } = outcome;
+    const words = status === "ok" ? (quiet ? worthSaying(text, quiet) : text) : `failed: ${error}`;
+    if (words === "") return;
+    const { key, agentId } = sessions.canonicalKey(sessionKey);
+    systemEvents.enqueue(key, `${title}: ${words.slice(0, MAX_REPORT)}`);
+    if (isUrgent) store.afterCommit(() => this.#options.wake?.(agentId));
   }
 
   /** Part of the change around it. A chat that takes nothing any more does not undo the run. */
@@ -917,7 +940,11 @@ export class Runs implements AsyncDisposable {
       }
       this.#ended.run(JSON.stringify(outcome), outcome.endedAtMs, request.runId);
       if (!request.quiet?.failuresToo) {
-        this.#deliver(request, { text: INTERRUPTED, replyTo: request.replyTo }, "reply");
+        this.#deliver(request, {
+        text: INTERRUPTED,
+        replyTo: request.replyTo,
+        isNotice: true,
+      }, "reply");
       }
     });
     this.#settle(run, outcome);

@@ -26,6 +26,8 @@ export interface OutgoingMessage {
    * sent again, for as long as this process lives; for what may be said twice. Else nothing.
    */
   ifUnsure?: "tell" | "again";
+  /** Tells what may have been lost. Nobody tells of its own loss, so these go out one at a time. */
+  isNotice?: boolean;
 }
 
 /** One message, as the service names it. */
@@ -50,6 +52,13 @@ export interface IncomingMessage {
 
 /** A long message is sent in several parts; none of them twice. */
 export interface PartProgress {
+  /**
+   * To be called before anything leaves for the service, when all is prepared: what happens from then on
+   * cannot be undone. Durable when it returns.
+   *
+   * @throws {Error} it cannot be written down, and nothing may leave
+   */
+  begin(): void;
   /** Parts that were sent by an earlier attempt. */
   readonly sent: number;
   /** Durable when it returns. */

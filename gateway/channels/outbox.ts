@@ -60,6 +60,7 @@ export class Outbox implements AsyncDisposable {
   readonly #sql;
   /** Chats with a message on its way. */
   readonly #busy = new Set<string>();
+  #isNotifying = false;
   readonly #sending = new Set<Promise<void>>();
   readonly #watchers = new Map<string, PromiseWithResolvers<Fate>>();
   readonly #stop = new AbortController();
@@ -185,9 +186,13 @@ export class Outbox implements AsyncDisposable {
       }
       const sender = this.#options.sender(row.address.channel, row.address.accountId);
       if (!sender) continue; // told by the channel when it is there
+      const { isNotice = false } = row.message;
+      if (isNotice && this.#isNotifying) continue;
+      this.#isNotifying ||= isNotice;
       this.#busy.add(chat);
       const work = this.#send(row, sender).finally(() => {
         this.#busy.delete(chat);
+        if (isNotice) this.#isNotifying = false;
         this.#sending.delete(work);
         this.poke();
       });
@@ -210,35 +215,41 @@ export class Outbox implements AsyncDisposable {
 
   async #send(row: Row, sender: Sender): Promise<void> {
     const { log } = this.#options;
-    try {
-      this.#sql.begin.run(row.id);
-    } catch (error) {
-      // A full disk: what cannot be noted is not sent, or it might be sent again and again.
-      log.error("cannot note that a message is being sent; it waits", {
-        error: (error as Error).message,
-      });
-      await this.#pause(FIRST_RETRY_MS);
-      return;
-    }
+    let isRefused = false;
+    let hasBegun = false;
     try {
       const delivered = await sender.send(row.address, row.message, {
         sent: row.partsSent,
+        begin: () => {
+          isRefused = true;
+          this.#sql.begin.run(row.id);
+          isRefused = false;
+          hasBegun = true;
+        },
         note: (sent) => this.#note(() => this.#sql.part.run(sent, row.id)),
       });
       this.#note(() => this.#sql.sent.run(JSON.stringify(delivered), this.#now(), row.id));
       this.#tell(row.key, { state: "sent", delivered });
     } catch (error) {
-      this.#failed(row, error);
+      if (!isRefused) return this.#failed(row, error, hasBegun);
+      // A full disk: what cannot be noted is not sent, or it might be sent again and again.
+      log.error("cannot note that a message is being sent; it waits", {
+        error: (error as Error).message,
+      });
+      await this.#pause(FIRST_RETRY_MS);
     }
   }
 
-  #failed(row: Row, error: unknown) {
+  #failed(row: Row, error: unknown, hasBegun: boolean) {
     const { log } = this.#options;
     const text = error instanceof Error ? error.message : String(error);
-    // What is no DeliveryError happened before anything was sent, or nobody knows.
     const { outcome, isTransient, retryAfterMs } = error instanceof DeliveryError
       ? error.details
-      : { outcome: "unknown" as const, isTransient: false, retryAfterMs: undefined };
+      : {
+        outcome: hasBegun ? "unknown" as const : "not-sent" as const,
+        isTransient: false,
+        retryAfterMs: undefined,
+      };
     const facts = { channel: row.address.channel, key: row.key, error: text };
     const { ifUnsure } = row.message;
     if (outcome === "unknown" && !(ifUnsure === "again" && isTransient)) {
@@ -268,7 +279,7 @@ export class Outbox implements AsyncDisposable {
 
   /** Once at most: what becomes of the notice itself is not told. */
   #tellUnsure({ address, key }: Row) {
-    this.#add(address, { text: MAYBE_LOST }, `maybe-lost:${key}`);
+    this.#add(address, { text: MAYBE_LOST, isNotice: true }, `maybe-lost:${key}`);
   }
 
   #add(to: Address, message: OutgoingMessage, key: string) {

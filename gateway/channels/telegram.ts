@@ -128,6 +128,7 @@ export class TelegramChannel implements Channel {
     const api = await this.#loaded();
     const parts = await partsOf(message);
     let first: Delivered | undefined;
+    progress.begin();
     for (let index = progress.sent; index < parts.length; index++) {
       const isLast = index === parts.length - 1;
       const sent = await this.#sendPart(api, to, parts[index], {

@@ -434,7 +434,7 @@ export function nameGateway(
       hint: "Write the host alone; the port goes to --port",
     });
   }
-  return { url, ...(pin && { tlsFingerprint: pin }) };
+  return { url, ...(pin !== undefined && { tlsFingerprint: pin }) };
 }
 
 function describeSelf(

@@ -79,11 +79,13 @@ Deno.test("each secret of the schema is known to be one", () => {
   assertEquals(sensitivePaths(), [
     "gateway.auth.token",
     "gateway.auth.password",
+    "gateway.auth.trustedProxy.requiredHeaders.*",
     "gateway.remote.token",
     "gateway.remote.password",
     "gateway.remote.edgeAuth.headers.*",
     "browser.controlToken",
     "models.providers.*.apiKey",
+    "channels.telegram.botToken",
     "hooks.token",
     "talk.apiKey",
     "remotes.*.token",
@@ -96,7 +98,12 @@ Deno.test("redact leaves no secret, wherever it stands, and changes nothing else
   const config = {
     gateway: {
       port: 1,
-      auth: { mode: "token", token: "s1", rateLimit: { maxAttempts: 1 } },
+      auth: {
+        mode: "token",
+        token: "s1",
+        rateLimit: { maxAttempts: 1 },
+        trustedProxy: { requiredHeaders: { "X-Proxy": "s8" }, allowUsers: ["ada"] },
+      },
       remote: { password: "s2", tlsFingerprint: "public" },
     },
     browser: { controlToken: "s3" },
@@ -112,6 +119,12 @@ Deno.test("redact leaves no secret, wherever it stands, and changes nothing else
   assertEquals(/s\d/.test(JSON.stringify(shown)), false);
   assertEquals(shown.gateway.auth.token, REDACTED);
   assertEquals(shown.gateway.remote.tlsFingerprint, "public");
+  assertEquals(shown.gateway.auth.trustedProxy, {
+    requiredHeaders: { "X-Proxy": REDACTED },
+    allowUsers: ["ada"],
+  });
+  const names = { gateway: { auth: { trustedProxy: { requiredHeaders: ["X-Proxy"] } } } };
+  assertEquals(redact(names), names);
   assertEquals(shown.channels.telegram.allowFrom, [1]);
   assertEquals(shown.ui.password, null);
   assertEquals(config, before);
@@ -228,6 +241,24 @@ Deno.test("addresses, origins, URLs and targets are checked", async (t) => {
       (one) => ({ gateway: { trustedProxies: [one] } }),
       ["10.0.0.1", "10.0.0.0/8", "::1", "fd00::/8", "::ffff:10.0.0.1"],
       ["10.0.0.0/33", "fd00::/129", "10.0.0.1/8/8", "proxy", "1:2", "10.0.0.1/"],
+    ],
+    [
+      "trustedProxy.userHeader",
+      (userHeader) => ({ gateway: { auth: { trustedProxy: { userHeader } } } }),
+      ["X-Forwarded-User", "x_user", "Cf-Access-Authenticated-User-Email"],
+      ["", "X Forwarded", "X-User:", "Host", "Origin", "Sec-WebSocket-Key", "X-Ü"],
+    ],
+    [
+      "trustedProxy.requiredHeaders",
+      (requiredHeaders) => ({ gateway: { auth: { trustedProxy: { requiredHeaders } } } }),
+      [["X-A"], { "X-A": "value" }, { "X-A": true, "X-B": "value" }],
+      [[], {}, "X-A", ["Host"], { "X-A": false }, { "X-A": "" }, { "X A": "value" }, { "X-A": 1 }],
+    ],
+    [
+      "trustedProxy.scopes",
+      (scopes) => ({ gateway: { auth: { trustedProxy: { scopes } } } }),
+      [[], ["operator.read", "operator.admin"]],
+      [["read"], "operator.read"],
     ],
     [
       "allowedHosts",

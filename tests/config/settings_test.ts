@@ -6,6 +6,7 @@ import {
   type GatewayFlags,
   gatewaySettings,
   OVERRIDES,
+  sharedMode,
 } from "../../config/settings.ts";
 
 type Env = Record<string, string>;
@@ -23,6 +24,12 @@ Deno.test("without anything said, a gateway runs on loopback with the token it m
     mode: { value: "token", source: "default" },
     token: { value: undefined, source: "unset" },
     password: { value: undefined, source: "unset" },
+    trustedProxy: {
+      userHeader: { value: undefined, source: "unset" },
+      requiredHeaders: { value: undefined, source: "unset" },
+      allowUsers: { value: undefined, source: "unset" },
+      scopes: { value: undefined, source: "unset" },
+    },
     allowTailscale: { value: false, source: "derived from gateway.tailscale.mode" },
     silentPairing: { value: true, source: "default" },
     rateLimit: {
@@ -127,6 +134,32 @@ Deno.test("a secret on the command line that has no effect is told of", () => {
     "(derived from gateway.auth.password); add --auth token",
   ]);
   assertEquals(settings(config, {}, { token: "t", auth: "token" }).warnings, []);
+});
+
+Deno.test("beside a proxy that names users a secret counts, of two the password", () => {
+  const flags = { auth: "trusted-proxy", token: "t" };
+  const told = (config: Config, given: GatewayFlags = flags) =>
+    settings(config, {}, given).warnings;
+
+  assertEquals(told({}), []);
+  assertEquals(told({}, { ...flags, password: "p" }), [
+    "--token has no effect: gateway.auth.mode is trusted-proxy (flag --auth); add --auth token",
+  ]);
+  assertEquals(told({ gateway: { auth: { trustedProxy: { userHeader: "X" } } } }, {}), [
+    "gateway.auth.trustedProxy has no effect: gateway.auth.mode is token (default)",
+  ]);
+  assertEquals(sharedMode("trusted-proxy", undefined), "token");
+  assertEquals(sharedMode("trusted-proxy", "p"), "password");
+  assertEquals(sharedMode("token", "p"), "token");
+});
+
+Deno.test("a proxy that names users is the one way in: Tailscale is another only where it is named", () => {
+  const allow = (auth: NonNullable<Config["gateway"]>["auth"]) =>
+    settings({ gateway: { tailscale: { mode: "serve" }, auth } }).auth.allowTailscale.value;
+
+  assertEquals(allow({}), true);
+  assertEquals(allow({ mode: "trusted-proxy" }), false);
+  assertEquals(allow({ mode: "trusted-proxy", allowTailscale: true }), true);
 });
 
 Deno.test("a flag or variable that does not fit is refused by name, without its value", () => {

@@ -1,6 +1,7 @@
 import { assert, assertEquals } from "@std/assert";
 import { AUDIT_EVENTS, type AuditEntry, AuditTrail } from "../../gateway/audit.ts";
 import { Store } from "../../gateway/store.ts";
+import { BOT, startBotApi, STRANGER } from "../support/bot_api.ts";
 import { zero } from "../support/cli.ts";
 import type { Json } from "../support/client.ts";
 import { newDevice } from "../support/device.ts";
@@ -278,8 +279,42 @@ Deno.test("the trail says of each event who did it, why and from where", async (
       ...once,
     },
   ]);
-  const missing = AUDIT_EVENTS.filter((event) => !list.some((one) => one.event === event));
+  const missing = AUDIT_EVENTS.filter((event) =>
+    !event.startsWith("channel.") && !list.some((one) => one.event === event)
+  );
   assertEquals(missing, []);
+});
+
+Deno.test("the trail says who added a channel, and whom it let in and out", async () => {
+  await using bot = startBotApi();
+  await using gateway = await startTestGateway();
+  await using operator = await gateway.connect();
+  const by = "shared secret (gateway-client)";
+  const channel = "telegram";
+  const senderId = String(STRANGER.id);
+
+  await operator.call("channels.add", { channel, token: bot.token, apiRoot: bot.root });
+  bot.write("hello?", { from: STRANGER });
+  const { params } = await bot.until(({ method, params }) =>
+    method === "sendMessage" && /zero pairing approve/.test(params.text)
+  );
+  const [, code] = /telegram ([A-Z2-9]{8})/.exec(params.text)!;
+  await operator.call("pairing.approve", { channel, code });
+  await operator.call("pairing.remove", { channel, senderId });
+
+  const list = (await entries(gateway)).map(factsOf).reverse()
+    .filter(({ event }) => event.startsWith("channel."));
+  const stranger = { channel, senderId, displayName: STRANGER.first_name, count: 1 };
+  assertEquals(list as Json, [
+    { event: "channel.added", by, channel, displayName: `@${BOT.username}`, count: 1 },
+    { event: "channel.requested", ...stranger },
+    { event: "channel.paired", by, ...stranger },
+    { event: "channel.unpaired", by, channel, senderId, count: 1 },
+  ]);
+  assertEquals(
+    AUDIT_EVENTS.filter((event) => event.startsWith("channel.")),
+    list.map(({ event }) => event),
+  );
 });
 
 Deno.test("changes of what may run are on the trail, whatever way they take, with the program and no argument", async () => {

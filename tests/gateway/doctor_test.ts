@@ -1,10 +1,11 @@
 // `zero doctor` against real gateways, servers that are none, TLS, nginx and sshd: each failure stops
 // the walk at its own hop, with the step that mends it, and nothing is changed on either side.
 
+import type { Socket } from "node:net";
 import { createServer } from "node:tls";
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { resolvePaths } from "../../config/paths.ts";
-import { examine, type Hop } from "../../gateway/doctor.ts";
+import { examine, type Hop, runDoctor } from "../../gateway/doctor.ts";
 import { type CallFlags, reach, takeAim } from "../../gateway/reach.ts";
 import { captureTerminal } from "../support/captured_terminal.ts";
 import { CERTIFICATE, FINGERPRINT, PRIVATE_KEY } from "../support/certificate.ts";
@@ -47,6 +48,7 @@ async function machine({ config, env = {} }: { config?: unknown; env?: object } 
   });
   return {
     home,
+    world,
     configure,
     /** The hops, after a look that the machine is as it was. */
     async doctor(given: Partial<CallFlags> = {}): Promise<Hop[]> {
@@ -208,16 +210,15 @@ Deno.test("plain ws:// to a public name: it stops at config, and names the way t
 
 Deno.test("a configuration that leads nowhere: it stops at config, with the setting", async () => {
   await using at = await machine({ config: { gateway: { mode: "remote" } } });
-  await using pinned = await machine({
-    config: remoteAt("ws://127.0.0.1:1", { tlsFingerprint: SHOWN }),
-  });
+  await using mistaken = await machine({ config: { gateway: { prot: 1 } } });
 
   assertStops(await at.doctor(), "config", "gateway.remote.url missing", "set gateway.remote.url");
+  assertStops(await mistaken.doctor(), "config", "gateway.prot", "zero config validate");
   assertStops(
-    await pinned.doctor({ remote: "box" }),
+    await at.doctor({ url: "ws://127.0.0.1:1", "tls-fingerprint": SHOWN, token: TOKEN }),
     "config",
     "fingerprint requires wss://",
-    "zero config set remotes.box.url wss://127.0.0.1:1",
+    "zero doctor --url wss://127.0.0.1:1",
   );
 });
 
@@ -349,6 +350,20 @@ Deno.test("a missing scope: it stops at scope, and says what this machine may do
     /missing scope: operator\.read; this machine has operator\.pairing/,
     "zero devices invite",
   );
+});
+
+Deno.test("a machine that is approved for less than commands ask for: it stops at scope", async () => {
+  const auth = { silentPairing: false, token: TOKEN };
+  await using box = await withBox({ config: { gateway: { auth } } });
+  await box.at.visit({ remote: "box" }, ["operator.read"]).catch(() => {}); // it asks to be paired
+  const { pending: [{ requestId }] } = await devicesOf(box.gateway);
+  await using operator = await box.gateway.connect();
+  await operator.call("device.pair.approve", { requestId });
+
+  const hops = await box.at.doctor({ remote: "box" });
+
+  assertStops(hops, "scope", "this machine is approved for operator.read", "zero devices invite");
+  assertEquals((await devicesOf(box.gateway)).pending, []);
 });
 
 Deno.test("a pin that does not match: it stops at tls, and not one byte is said inside", async () => {
@@ -666,6 +681,17 @@ Deno.test("zero doctor prints a line for each hop, and with --json one document"
   });
 });
 
+Deno.test("on a terminal the marks are coloured, and nothing turns that is fast", async () => {
+  await using at = await machine();
+  const captured = captureTerminal({ isTerminal: true, isColorless: false });
+  const flags = { port: freePort(), timeout: 10_000, json: false, verbose: false };
+
+  const code = await runDoctor(flags, at.world, captured.terminal);
+
+  assertEquals(code, 1);
+  assertMatch(captured.stdout(), /^\x1b\[32m✓\x1b\[39m config .*\n\x1b\[31m✗\x1b\[39m tcp/);
+});
+
 function serve(answer: () => Response) {
   const server = Deno.serve({ port: 0, hostname: "127.0.0.1", onListen() {} }, answer);
   const { port } = server.addr as Deno.NetAddr;
@@ -695,19 +721,26 @@ function listen(meet: (connection: Deno.Conn) => void | Promise<void>) {
 /** A proxy that leaves no trace but what it does to the head of a request. */
 async function startRewriter(target: number, rewrite: (head: string) => string) {
   const { createServer, connect } = await import("node:net");
+  const open = new Set<Socket>();
   const server = createServer((socket) => {
+    const upstream = connect(target, "127.0.0.1");
+    for (const [one, other] of [[socket, upstream], [upstream, socket]]) {
+      open.add(one);
+      one.on("error", () => {}); // `close` follows
+      one.on("close", () => other.destroy());
+    }
     socket.once("data", (data) => {
-      const upstream = connect(target, "127.0.0.1");
-      upstream.on("error", () => socket.destroy());
       upstream.write(rewrite(String(data)));
       socket.pipe(upstream).pipe(socket);
     });
-    socket.on("error", () => {}); // the doctor has left
   });
   await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", () => resolve()));
   return {
     port: (server.address() as { port: number }).port,
-    [Symbol.asyncDispose]: () => new Promise<void>((resolve) => server.close(() => resolve())),
+    async [Symbol.asyncDispose]() {
+      for (const socket of open) socket.destroy();
+      await new Promise<void>((resolve) => server.close(() => resolve()));
+    },
   };
 }
 

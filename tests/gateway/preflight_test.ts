@@ -12,7 +12,23 @@ interface Start {
 
 function start({ gateway, flags = {}, env = {}, host = "127.0.0.1" }: Start) {
   const config: Config = gateway ? { gateway } : {};
-  refuseUnsafeStart(config, gatewaySettings({ flags, env, config }), host);
+  const settings = gatewaySettings({ flags, env, config });
+  refuseUnsafeStart(config, settings, { host, ownAddresses: ["10.0.0.7"] });
+}
+
+const PROOF = "a-proof-of-the-proxy-that-nobody-guesses";
+
+/** A gateway that believes its proxy, with changes. */
+function behind(
+  trustedProxies: string[],
+  trustedProxy: Record<string, unknown> = {},
+  rest: Record<string, unknown> = {},
+): Start {
+  const auth = {
+    mode: "trusted-proxy",
+    trustedProxy: { userHeader: "X-Forwarded-User", allowUsers: ["ada"], ...trustedProxy },
+  };
+  return { gateway: { trustedProxies, auth, ...rest } as Start["gateway"] };
 }
 
 Deno.test("what is safe may start", () => {
@@ -32,6 +48,12 @@ Deno.test("what is safe may start", () => {
     { gateway: { tailscale: { mode: "serve" } } },
     { gateway: { tailscale: { mode: "funnel" }, auth: { password: "p" } } },
     { gateway: { bind: "tailnet", auth: { token: "t" } } },
+    behind(["10.0.0.5"]),
+    { ...behind(["10.0.0.5"]), host: "0.0.0.0" },
+    behind(["10.0.0.5"], { allowUsers: ["*"] }),
+    behind(["10.0.0.5"], {}, { tailscale: { mode: "serve" } }),
+    behind(["127.0.0.1"], { requiredHeaders: { "X-Proxy-Secret": PROOF, "X-Other": true } }),
+    { gateway: { auth: { trustedProxy: { userHeader: "X-Forwarded-User" } } } },
   ];
 
   for (const one of starts) start(one);
@@ -101,6 +123,50 @@ Deno.test("what is unsafe is refused with what stands in the way and what mends 
       { gateway: { auth: { mode: "none" }, trustedProxies: ["127.0.0.1"] } },
       "gateway.auth.mode=none cannot stand beside gateway.trustedProxies",
       "zero config set gateway.auth.mode token",
+    ],
+    [
+      { ...behind([]), flags: { auth: "none" } },
+      "gateway.auth.mode=none cannot stand beside gateway.auth.trustedProxy",
+      "zero config set gateway.auth.mode token",
+    ],
+    [
+      { flags: { auth: "trusted-proxy" } },
+      "gateway.auth.trustedProxy.userHeader is not set",
+      "zero config set gateway.auth.trustedProxy.userHeader",
+    ],
+    [behind([]), "gateway.trustedProxies is empty", "zero config set gateway.trustedProxies"],
+    ...[undefined, []].map((allowUsers): [Start, string, string] => [
+      behind(["10.0.0.5"], { allowUsers }),
+      "gateway.auth.trustedProxy.allowUsers names nobody",
+      "zero config set gateway.auth.trustedProxy.allowUsers",
+    ]),
+    [
+      behind(["10.0.0.5"], { allowUsers: ["ada", "*"] }),
+      'gateway.auth.trustedProxy.allowUsers holds "*" beside names',
+      "zero config set gateway.auth.trustedProxy.allowUsers",
+    ],
+    ...["127.0.0.1", "::1", "127.0.0.0/8", "0.0.0.0/0", "10.0.0.7", "10.0.0.0/24"].map(
+      (own): [Start, string, string] => [
+        behind(["10.0.1.5", own]),
+        `gateway.trustedProxies holds this machine (${own}): any program on it could name any user`,
+        "gateway.auth.trustedProxy.requiredHeaders",
+      ],
+    ),
+    ...[["X-Proxy-Secret"], { "X-Proxy-Secret": true }, { "X-Proxy-Secret": "too short" }].map(
+      (requiredHeaders): [Start, string, string] => [
+        behind(["127.0.0.1"], { requiredHeaders }),
+        "any program on it could name any user",
+        "a secret of 20 characters or more",
+      ],
+    ),
+    [
+      behind(
+        ["127.0.0.1"],
+        { requiredHeaders: { "X-Proxy-Secret": PROOF } },
+        { tailscale: { mode: "serve" } },
+      ),
+      "what comes through tailscale serve would look like the proxy's (127.0.0.1)",
+      "zero config set gateway.tailscale.mode off",
     ],
   ];
 

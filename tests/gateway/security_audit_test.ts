@@ -46,6 +46,16 @@ function certificateFor(days: number): NonNullable<Facts["certificate"]> {
   return { path: "/s/gateway-cert.pem", info };
 }
 
+/** A gateway that believes its proxy. */
+function behind(trustedProxies: string[], trustedProxy: Record<string, unknown> = {}): Given {
+  const auth = {
+    mode: "trusted-proxy",
+    silentPairing: false,
+    trustedProxy: { userHeader: "X-Forwarded-User", allowUsers: ["ada"], ...trustedProxy },
+  };
+  return { gateway: { trustedProxies, auth } };
+}
+
 Deno.test("nothing is found where nothing is wrong", () => {
   const unit = { path: "/etc/systemd/system/zero.service", text: "ExecStart=zero gateway" };
   const fine: Given[] = [
@@ -61,6 +71,8 @@ Deno.test("nothing is found where nothing is wrong", () => {
     { certificate: certificateFor(31) },
     { certificate: { path: "/s/gateway-cert.pem" } },
     { gateway: { bind: "lan", auth: { token: LONG }, tls: { enabled: true } } },
+    behind(["10.0.0.5"]),
+    behind(["127.0.0.1"], { requiredHeaders: { "X-Proxy-Secret": LONG } }),
     { config: { browser: { controlUrl: "http://127.0.0.1:18791" } } },
     { config: { browser: { controlUrl: "http://10.0.0.7:18791", controlToken: LONG } } },
   ];
@@ -122,6 +134,29 @@ Deno.test("each mistake has a name, a level, what was seen and a fix", () => {
       "proxies.wide",
       "critical",
       "gateway.trustedProxies holds 10.0.0.0/8",
+    ],
+    ...[
+      behind(["127.0.0.1"]),
+      behind(["10.0.0.7", "127.0.0.1"], { requiredHeaders: ["X-Proxy-Secret"] }),
+      behind(["127.0.0.1"], { requiredHeaders: { "X-Forwarded-Proto": "https" } }),
+    ].map((given): [Given, string, string, string] => [
+      given,
+      "proxies.forgeable",
+      "critical",
+      "gateway.trustedProxies holds 127.0.0.1, and no header in " +
+      "gateway.auth.trustedProxy.requiredHeaders has a value of 20 characters",
+    ]),
+    [
+      behind(["10.0.0.5"], { allowUsers: ["*"] }),
+      "proxies.everybody",
+      "warn",
+      'gateway.auth.trustedProxy.allowUsers is ["*"]',
+    ],
+    [
+      behind(["10.0.0.5"], { scopes: ["operator.admin"] }),
+      "proxies.admin",
+      "warn",
+      "gateway.auth.trustedProxy.scopes holds operator.admin",
     ],
     [
       { gateway: { trustedProxies: ["::/0"], auth: quiet } },

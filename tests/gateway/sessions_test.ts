@@ -113,6 +113,32 @@ Deno.test("history drops the oldest to stay below its size, and of a giant its i
   ]);
 });
 
+Deno.test("a model is told all texts and the last images, however many images there were", async () => {
+  using at = await sessionsOf();
+  const image = (size: number) => ({
+    type: "image" as const,
+    mimeType: "image/png",
+    data: "A".repeat(size),
+  });
+  for (let i = 1; i <= 6; i++) {
+    const look = says("user", `look ${i}`);
+    at.sessions.append("main", { ...look, content: [...look.content, image(1_000)] });
+  }
+
+  const { messages } = at.sessions.history("main", { maxBytes: 1_500, maxImageBytes: 2_500 });
+
+  assertEquals(
+    messages.map((one) => one.content[0]),
+    [1, 2, 3, 4, 5, 6].map((i) => (
+      { type: "text", text: `look ${i}` }
+    )),
+  );
+  assertEquals(messages.map(({ content }) => content[1].type), [
+    ...["text", "text", "text", "text"],
+    ...["image", "image"],
+  ]);
+});
+
 Deno.test("what a transaction undoes was never in the transcript, and nobody was told", async () => {
   using at = await sessionsOf();
 
@@ -354,6 +380,7 @@ Deno.test("an export is the transcript as JSON lines, page by page", async () =>
 Deno.test("usage adds up for the session and by day and model, and outlives the session", async () => {
   using at = await sessionsOf();
   const turn = { inputTokens: 10, outputTokens: 1, model: "p/m", contextTokens: 1_000 };
+  at.sessions.ensure("x");
   at.sessions.recordUsage("x", turn);
   at.sessions.recordUsage("x", { ...turn, inputTokens: 20 });
   at.clock.nowMs += 86_400_000;
@@ -363,11 +390,13 @@ Deno.test("usage adds up for the session and by day and model, and outlives the 
   assertEquals([entry.inputTokens, entry.outputTokens, entry.totalTokens], [40, 3, 11]);
   assertEquals(entry.contextTokens, 1_000);
   at.sessions.delete("x");
+  at.sessions.recordUsage("x", { ...turn, model: "p/late" });
+  assertEquals(at.sessions.get("x"), undefined);
   const key = "agent:main:x";
   const [one, two] = at.sessions.usage(0);
   assertEquals(one, {
     ...{ day: "2023-11-14", key, model: "p/m", inputTokens: 30, outputTokens: 2, turns: 2 },
   });
-  assertEquals([two.day, two.model], ["2023-11-15", "p/other"]);
-  assertEquals(at.sessions.usage(at.clock.nowMs).length, 1);
+  assertEquals([two.day, two.model], ["2023-11-15", "p/late"]);
+  assertEquals(at.sessions.usage(at.clock.nowMs).length, 2);
 });

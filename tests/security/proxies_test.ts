@@ -5,110 +5,28 @@
 import { assert, assertEquals } from "@std/assert";
 import { systemRunner } from "../../tunnel/process.ts";
 import { whois } from "../../tunnel/tailscale.ts";
-import { connectParams, handshake, type Json, TestClient, within } from "../support/client.ts";
+import { handshake, type Json, TestClient, within } from "../support/client.ts";
 import { newDevice } from "../support/device.ts";
 import { startTestGateway, type TestGateway, TOKEN } from "../support/gateway.ts";
-import { freePort } from "../support/process.ts";
+import {
+  CADDY,
+  knock,
+  NAME,
+  NGINX,
+  OWN_ADDRESS,
+  type Proxy,
+  startCaddy,
+  startNginx,
+} from "../support/proxy.ts";
 import { RawSocket } from "../support/raw_socket.ts";
 
-const NGINX = await findProxy(["nginx", "/usr/sbin/nginx"], "-v");
-const CADDY = await findProxy(["caddy"], "version");
-/** An address of this machine that is not loopback: whoever uses it comes from there. */
-const OWN_ADDRESS = Deno.networkInterfaces().find(({ family, address }) =>
-  family === "IPv4" && !address.startsWith("127.")
-)?.address;
-const NAME = "zero.example.org";
 const READ = ["operator.read"];
-
-async function findProxy(commands: string[], version: string): Promise<string | undefined> {
-  for (const command of commands) {
-    const found = await new Deno.Command(command, { args: [version] }).output()
-      .then(({ success }) => success, () => false);
-    if (found) return command;
-  }
-  console.log(`skipped: what stands behind ${commands[0]}, it is not installed`);
-}
-
-/** The block of the documentation in a language, in front of another port. */
-async function documented(language: string, port: number): Promise<string> {
-  const page = await Deno.readTextFile(new URL("../../docs/security.md", import.meta.url));
-  const [, block] = page.split("```" + language + "\n")[1].match(/^([\s\S]*?)```/)!;
-  assert(block.includes("127.0.0.1:18789"), block);
-  return block.replace("127.0.0.1:18789", `127.0.0.1:${port}`);
-}
-
-/** A real nginx that passes everything on to a port, on all addresses. */
-async function startNginx(target: number) {
-  const directory = await Deno.makeTempDir({ prefix: "zero-nginx-" });
-  const port = freePort();
-  await Deno.writeTextFile(
-    `${directory}/nginx.conf`,
-    `daemon off; worker_processes 1; pid ${directory}/pid; error_log ${directory}/error.log;
-     events { worker_connections 64; }
-     http {
-       access_log off; client_body_temp_path ${directory}/body; proxy_temp_path ${directory}/proxy;
-       fastcgi_temp_path ${directory}/f; uwsgi_temp_path ${directory}/u; scgi_temp_path ${directory}/s;
-       server {
-         listen ${port}; listen [::]:${port};
-         ${await documented("nginx", target)}
-       }
-     }`,
-  );
-  return await runProxy(NGINX!, ["-p", directory, "-c", `${directory}/nginx.conf`], {
-    port,
-    directory,
-  });
-}
-
-/** A real Caddy that passes everything on to a port, on all addresses and without TLS. */
-async function startCaddy(target: number) {
-  const directory = await Deno.makeTempDir({ prefix: "zero-caddy-" });
-  const port = freePort();
-  const site = await documented("caddyfile", target);
-  assert(site.startsWith(`${NAME} {`), site);
-  await Deno.writeTextFile(
-    `${directory}/Caddyfile`,
-    `{\n admin off\n auto_https off\n}\n${site.replace(NAME, `:${port}`)}`,
-  );
-  return await runProxy(CADDY!, ["run", "--config", `${directory}/Caddyfile`], {
-    port,
-    directory,
-  });
-}
-
-async function runProxy(
-  command: string,
-  args: string[],
-  { port, directory }: { port: number; directory: string },
-) {
-  const child = new Deno.Command(command, {
-    args,
-    env: { HOME: directory, XDG_DATA_HOME: directory, XDG_CONFIG_HOME: directory },
-    stdin: "null",
-    stdout: "null",
-    stderr: "null",
-  }).spawn();
-  for (let isUp = false; !isUp;) {
-    isUp = await Deno.connect({ port, hostname: "127.0.0.1" })
-      .then((connection) => (connection.close(), true), () => false);
-    const ended = await Promise.race([child.status, new Promise((go) => setTimeout(go, 20))]);
-    if (ended) throw new Error(`${command} ended; what it was given is in ${directory}`);
-  }
-  return {
-    port,
-    async [Symbol.asyncDispose]() {
-      child.kill("SIGTERM");
-      await child.status;
-      await Deno.remove(directory, { recursive: true });
-    },
-  };
-}
 
 /** A gateway that is configured as the documentation says, behind one proxy or several. */
 async function startBehind(
   { proxies = 1, start = startNginx, gateway = {} }: {
     proxies?: number;
-    start?: typeof startNginx;
+    start?: (port: number) => Promise<Proxy>;
     gateway?: Record<string, unknown>;
   } = {},
 ) {
@@ -119,37 +37,6 @@ async function startBehind(
   for (let count = 0; count < proxies; count++) port = parts.use(await start(port)).port;
   const owned = parts.move();
   return { gateway: running, port, [Symbol.asyncDispose]: () => owned.disposeAsync() };
-}
-
-/** Through whatever listens there, with header lines as they stand; also the same one twice. */
-async function knock(
-  port: number,
-  { lines = [], host = `${NAME}:${port}`, address = "127.0.0.1", ...options }: {
-    lines?: string[];
-    host?: string;
-    address?: string;
-    token?: string;
-    device?: boolean;
-  } = {},
-): Promise<{ socket: RawSocket; answer: Json }> {
-  const socket = await RawSocket.open(port, address);
-  const { status } = await socket.upgrade({ host, lines });
-  if (status !== 101) {
-    socket.close();
-    return { socket, answer: { status } };
-  }
-  const { payload } = await socket.readJson();
-  const params = await connectParams({
-    auth: { token: options.token ?? TOKEN },
-    scopes: READ,
-    client: { displayName: "visitor" },
-    ...(options.device && { device: await newDevice() }),
-  }, payload);
-  await socket.send(JSON.stringify({ type: "req", id: "c", method: "connect", params }));
-  for (;;) {
-    const frame = await socket.readJson();
-    if (frame.id === "c") return { socket, answer: frame };
-  }
 }
 
 /** How the gateway sees who is connected: the address in its presence list. */
@@ -247,7 +134,7 @@ Deno.test("behind nginx who guesses is locked out under every name, and nobody e
   const codes = [];
   for (let count = 0; count < 12; count++) {
     const lines = [`X-Forwarded-For: 198.51.100.${count}`];
-    const { socket, answer } = await knock(at.port, { lines, address, token: "wrong" });
+    const { socket, answer } = await knock(at.port, { lines, address, auth: { token: "wrong" } });
     socket.close();
     codes.push(answer.error?.details.code);
   }
@@ -302,7 +189,7 @@ Deno.test("a proxy that nobody configured opens nothing silently, and its guesse
   socket.close();
   assertEquals(answer.error?.details.code, "PAIRING_REQUIRED");
   for (let count = 0; count < 10; count++) {
-    (await knock(at.port, { token: "wrong", address: OWN_ADDRESS })).socket.close();
+    (await knock(at.port, { auth: { token: "wrong" }, address: OWN_ADDRESS })).socket.close();
   }
 
   const locked = await knock(at.port);

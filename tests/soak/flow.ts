@@ -111,6 +111,10 @@ class Flow implements AsyncDisposable {
   #node?: AsyncDisposable;
   /** Where it is killed next. */
   #trap?: string;
+  /** It is about to be killed. */
+  #isDoomed = false;
+  /** Resolves when the gateway waits for messages. */
+  #polling = Promise.withResolvers<void>();
   /** Tells of a kill, and of what a chat shows. */
   #news = Promise.withResolvers<void>();
 
@@ -164,12 +168,13 @@ class Flow implements AsyncDisposable {
       momentMs: number;
     },
   ) {
+    await before(DEADLINE_MS, this.#polling.promise, () => "the gateway does not poll");
     this.#trap = spot;
     const written = kinds.map((kind) => this.#write(kind));
     if (spot === "a message arrives") this.#pass(spot);
     if (spot === "some moment") await this.#atMoment(momentMs);
     let next = again;
-    while (!written.every(isSettled)) {
+    while (!written.every(isSettled) || this.#isDoomed) {
       await this.#nextNews(written);
       if (!this.#gateway.isOver) continue;
       this.#trap = next;
@@ -227,6 +232,7 @@ class Flow implements AsyncDisposable {
       await dying.stop("SIGKILL");
       this.kills++;
     }
+    this.#polling = Promise.withResolvers();
     this.#gateway = await startGatewayProcess({ place: this.#place });
     this.#node = await this.#connectNode();
   }
@@ -249,9 +255,13 @@ class Flow implements AsyncDisposable {
   #pass(spot: string): boolean {
     if (this.#trap !== spot || !this.#gateway) return false;
     this.#trap = undefined;
+    this.#isDoomed = true;
     this.kills++;
     this.#gateway.signal("SIGKILL");
-    void this.#gateway.ended.then(() => this.#tell());
+    void this.#gateway.ended.then(() => {
+      this.#isDoomed = false;
+      this.#tell();
+    });
     return true;
   }
 
@@ -292,9 +302,10 @@ class Flow implements AsyncDisposable {
   }
 
   /** What the Bot API is called for. What reaches it counts as shown, answered or not. */
-  #see({ method, params }: BotCall): "drop" | undefined {
+  #see({ method, params }: BotCall): "hang" | undefined {
+    if (method === "getUpdates" && params.timeout > 0) this.#polling.resolve();
     if (method === "getUpdates" && this.#bot.offsets.at(-1) === this.#bot.nextUpdate) {
-      return this.#pass("it is acknowledged") ? "drop" : undefined;
+      return this.#pass("it is acknowledged") ? "hang" : undefined;
     }
     const chat = this.#chats.get(String(params.chat_id));
     if (method !== "sendMessage" || !chat) return undefined;
@@ -302,23 +313,26 @@ class Flow implements AsyncDisposable {
     if (isNotice(text)) {
       chat.shown.push(text);
       this.#tell();
-      return this.#pass("a notice arrives") ? "drop" : undefined;
+      return this.#pass("a notice arrives") ? "hang" : undefined;
     }
     if (isQuestion(text)) {
       chat.shown.push(text);
-      if (this.#pass("a question is asked")) return "drop";
+      if (this.#pass("a question is asked")) return "hang";
       chat.hasPressed = true;
       this.#bot.press(params.reply_markup.inline_keyboard[0][0].callback_data, { from: chat.who });
       this.#pass("the question is answered");
       return undefined;
     }
-    if (this.#pass("the reply is lost")) return "drop";
+    if (this.#pass("the reply is lost")) return "hang";
     chat.shown.push(text);
     this.#tell();
-    if (this.#pass("the reply arrives")) return "drop";
-    if (text.startsWith("Part 2") && this.#pass("a part of the reply has arrived")) return "drop";
-    // The answer is on its way then.
-    setTimeout(() => this.#pass("the reply has arrived"));
+    if (this.#pass("the reply arrives")) return "hang";
+    if (text.startsWith("Part 2") && this.#pass("a part of the reply has arrived")) return "hang";
+    if (this.#trap === "the reply has arrived") {
+      this.#isDoomed = true;
+      // The answer is on its way then.
+      setTimeout(() => this.#pass("the reply has arrived"));
+    }
     return undefined;
   }
 
@@ -334,7 +348,8 @@ class Flow implements AsyncDisposable {
     if (kind !== "long") return { text: `Reply to ${id}`, pieces: [`Reply `, `to ${id}`] };
     const parts = Array.from({ length: PARTS }, (_, part) => `Part ${part + 1} for ${id} ${FILL}`);
     if (this.#trap === "the model speaks") setTimeout(() => this.#pass("the model speaks"), 15);
-    return { text: parts.join("\n\n"), pieces: parts, chunkBytes: 2_000, dripMs: 5 };
+    const text = parts.join("\n\n");
+    return { text, pieces: [text], chunkBytes: 2_000, dripMs: 5 };
   }
 
   async #connectNode(): Promise<AsyncDisposable> {

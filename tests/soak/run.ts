@@ -2,6 +2,7 @@
 // `deno task soak -- fuzz kill` runs only those.
 
 import { truncatedConfigs } from "./config_writes.ts";
+import { killFlow } from "./flow.ts";
 import { fuzzFrames } from "./fuzz.ts";
 import { killRounds } from "./kill.ts";
 import { lifetime } from "./lifetime.ts";
@@ -21,6 +22,7 @@ const RUNS: Record<string, () => Promise<Figures>> = {
   storm: () => connectionStorm({ clients: 5_000, watchers: 50 }),
   config: () => truncatedConfigs({ writes: 2_000 }),
   kill: () => killRounds({ rounds: 200 }),
+  flow: () => killFlow({ points: 200 }),
   fuzz: async () => {
     let figures: Figures = {};
     for (let seed = 1; seed <= 10; seed++) figures = await fuzzFrames({ frames: 20_000, seed });

@@ -169,7 +169,13 @@ export class TestSocket implements AsyncDisposable {
 
   /** Takes the first frame that fits, now or when it comes. */
   async take(fits: (frame: Json) => boolean, what = "a frame"): Promise<Json> {
-    return await within(this.#take(fits, what), what);
+    const wish = { isGivenUp: false };
+    try {
+      return await within(this.#take(fits, what, wish), what);
+    } finally {
+      // Else it would take a frame that somebody else waits for by then.
+      wish.isGivenUp = true;
+    }
   }
 
   /** Whoever waits looks again: all of them, for several may wait at once. */
@@ -179,8 +185,12 @@ export class TestSocket implements AsyncDisposable {
     arrived.resolve();
   }
 
-  async #take(fits: (frame: Json) => boolean, what: string): Promise<Json> {
-    while (true) {
+  async #take(
+    fits: (frame: Json) => boolean,
+    what: string,
+    wish: { isGivenUp: boolean },
+  ): Promise<Json> {
+    while (!wish.isGivenUp) {
       const index = this.#frames.findIndex(fits);
       if (index >= 0) return this.#frames.splice(index, 1)[0];
       if (this.#isClosed) {
@@ -189,6 +199,7 @@ export class TestSocket implements AsyncDisposable {
       }
       await this.#arrived.promise;
     }
+    throw new Error(`${what} is waited for no longer`);
   }
 
   /** The close frame of the gateway. */

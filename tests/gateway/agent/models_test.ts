@@ -18,7 +18,7 @@ Deno.test("the model is that of the call, else of the agent, else of all agents;
     models: { providers: { p: { baseUrl: "http://127.0.0.1:1/v1", models: [{ id: "x/y" }] } } },
     agents: {
       defaults: { model: "p/a", fallbacks: ["p/b", "p/c"] },
-      list: [{ id: "main" }, { id: "other", model: "p/c" }],
+      list: [{ id: "main" }, { id: "Other", model: "p/c" }],
     },
   }`);
   const ids = (choice: { agentId: string; sessionModel?: string }) =>
@@ -35,6 +35,25 @@ Deno.test("a model of a provider that is not configured says how to add it", asy
   const error = assertThrows(() => at.models.pick({ agentId: "main" }), ModelError);
 
   assertEquals(error.fix, "zero auth add nope");
+});
+
+Deno.test("a fallback that cannot be used is left out, and a model without its provider is explained", async () => {
+  await using at = await modelsOf(`{
+    models: { providers: { p: { baseUrl: "http://127.0.0.1:1/v1" } } },
+    agents: { defaults: { model: "p/a", fallbacks: ["gone/b", "p/c"] } },
+  }`);
+
+  const picked = at.models.pick({ agentId: "main" }).map(({ id }) => id);
+  const error = assertThrows(
+    () => at.models.pick({ agentId: "main", sessionModel: "gpt-5" }),
+    ModelError,
+  );
+
+  assertEquals(picked, ["p/a", "p/c"]);
+  assertEquals([error.message, error.fix], [
+    "Cannot use the model gpt-5: its provider is not named, as in openai/gpt-5",
+    "zero models",
+  ]);
 });
 
 Deno.test("a key is read when it is needed, read again when it was refused, and kept from the log", async () => {

@@ -326,8 +326,7 @@ Deno.test("a run that takes too long is stopped, and everybody is told why", asy
 });
 
 Deno.test("when a model fails for now the next one is asked, and goes on being asked", async () => {
-  const failing = scriptedModel(function* (): Generator<TurnPart> {
-    yield { type: "text", delta: "half a " };
+  const failing = scriptedModel(() => {
     throw new ModelError("overloaded", "it is overloaded", true, "Try later");
   }, "test/failing");
   const second = scriptedModel((_, turns) =>
@@ -340,6 +339,71 @@ Deno.test("when a model fails for now the next one is asked, and goes on being a
 
   assertEquals(textOf(final.message), "from the second");
   assertEquals([failing.turns.length, second.turns.length], [1, 2]);
+});
+
+Deno.test("a model that fails in the middle of its words is not talked over by the next", async () => {
+  const failing = scriptedModel(function* (): Generator<TurnPart> {
+    yield { type: "text", delta: "half a " };
+    throw new ModelError("network", "It broke off", true, "Ask again");
+  });
+  const spare = scriptedModel(() => says("never asked"));
+  await using gateway = await startTestGateway({ models: only(failing, spare) });
+  const client = await gateway.connect();
+
+  const end = await chat(client, "go");
+
+  assertEquals([end.state, end.errorMessage], ["error", "It broke off. Ask again"]);
+  assertEquals(spare.turns.length, 0);
+  const kept = (await history(client)).at(-1);
+  assertEquals([kept.role, textOf(kept), kept.stopReason], ["assistant", "half a ", "error"]);
+});
+
+Deno.test("a run goes on without the client that started it", async () => {
+  const begun = gate();
+  const held = gate();
+  const model = scriptedModel(async function* () {
+    begun.resolve();
+    await held.promise;
+    yield* says("all the same");
+  });
+  await using gateway = await startTestGateway({ models: only(model) });
+  const one = await gateway.connect();
+  const params = { message: "go", idempotencyKey: "key", sessionKey: SESSION };
+  one.socket.send({ type: "req", id: "a", method: "agent", params });
+  await begun.promise;
+
+  await one.close();
+  held.resolve();
+  const two = await gateway.connect();
+  const waited = await two.call("agent.wait", { runId: "key" });
+  const again = await two.call("agent", params);
+
+  assertEquals([waited.status, again.result.payloads], ["ok", [{ text: "all the same" }]]);
+  assertEquals(model.turns.length, 1);
+});
+
+Deno.test("nothing is told of a run after its end, whatever its model still says", async () => {
+  const late = gate();
+  const model = scriptedModel(async function* (turn) {
+    yield { type: "text", delta: "one" } as const;
+    // Goes on as if it had not heard.
+    await new Promise((resolve) => turn.signal.addEventListener("abort", resolve));
+    yield { type: "text", delta: "two" } as const;
+    late.resolve();
+  });
+  await using gateway = await startTestGateway({ models: only(model) });
+  const client = await gateway.connect();
+  const { runId } = await send(client, "go");
+  await client.event("chat", ({ state }) => state === "delta");
+
+  await client.call("chat.abort", { sessionKey: SESSION });
+  await ending(client, runId);
+  await late.promise.catch(() => {});
+  await client.call("health", {});
+
+  const last = eventsOf(client, "agent", runId).at(-1)!;
+  assertEquals([last.stream, last.data.phase, last.data.aborted], ["lifecycle", "end", true]);
+  assertEquals(eventsOf(client, "chat", runId), []);
 });
 
 Deno.test("a model that fails for good ends the run with its reason and what mends it", async () => {
@@ -355,7 +419,10 @@ Deno.test("a model that fails for good ends the run with its reason and what men
   const again = await client.refused("chat.send", params);
 
   assertEquals(end.state, "error");
-  assertEquals(end.errorMessage, "The key of test is refused. zero auth add test");
+  assertEquals(
+    end.errorMessage,
+    "The key of test is refused. Run this on the gateway's machine: zero auth add test",
+  );
   assertEquals([again.code, again.message], ["UNAVAILABLE", end.errorMessage]);
   assertEquals(spare.turns.length, 0);
 });

@@ -219,6 +219,39 @@ Deno.test("killed while its notice is sent, a chat is not told again, nor of a q
   assertEquals(at.texts(BOB), ["May this run?", "after"]);
 });
 
+Deno.test("killed while a message was prepared, nothing was sent: it goes out after the next start", async () => {
+  await using at = open();
+  const never = new Promise<void>(() => {});
+  at.onPrepare = () => at.attempts === 1 ? never : undefined;
+  at.outbox.start();
+  at.outbox.enqueue(ADA, { text: "hi", ifUnsure: "tell" }, "k");
+  const before = at.attempts;
+
+  at.crash();
+
+  assertEquals((await at.outbox.fate("k")).state, "sent");
+  assertEquals([before, at.texts(ADA)], [1, ["hi"]]);
+});
+
+Deno.test("notices go out one at a time: a kill can cost the one that is on its way", async () => {
+  await using at = open();
+  let [now, most] = [0, 0];
+  at.onSend = async () => {
+    most = Math.max(most, ++now);
+    await new Promise((resolve) => setTimeout(resolve));
+    now--;
+  };
+  const chats = Array.from({ length: 5 }, (_, to) => ({ ...ADA, to: String(to) }));
+  chats.forEach((to, index) => {
+    at.outbox.enqueue(to, { text: "I was interrupted", isNotice: true }, `k${index}`);
+  });
+
+  at.outbox.start();
+  await Promise.all(chats.map((_, index) => at.outbox.fate(`k${index}`)));
+
+  assertEquals(most, 1);
+});
+
 Deno.test("a start with a full chat tells of what may be lost there", async () => {
   await using at = open();
   const never = new Promise<void>(() => {});
@@ -273,6 +306,8 @@ function open() {
   const sender: Sender = {
     async send(to, message, progress) {
       at.attempts++;
+      await at.onPrepare();
+      progress.begin();
       at.onParts(progress);
       sent.push({ to, message });
       await at.onSend(to, message);
@@ -292,6 +327,7 @@ function open() {
     outbox: undefined as unknown as Outbox,
     attempts: 0,
     isThere: true,
+    onPrepare: (): Promise<void> | void => {},
     onParts: (_progress: PartProgress): void => {},
     onSend: (_to: Address, _message: OutgoingMessage): Promise<void> | void => {},
     texts: ({ to }: Address) =>

@@ -263,5 +263,5 @@ function optionsOf({ root, token }: { root: string; token: string }) {
 }
 
 function sendOn(channel: TelegramChannel, text: string, to = CHAT) {
-  return channel.send(to, { text }, { sent: 0, note() {} });
+  return channel.send(to, { text }, { sent: 0, begin() {}, note() {} });
 }
