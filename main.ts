@@ -15,6 +15,7 @@ import {
   UsageError,
 } from "./config/command.ts";
 import { completionsCommand } from "./config/completions.ts";
+import { withoutProxy } from "./config/forward_proxy.ts";
 import { type Env, inProfile, type Paths, resolvePaths } from "./config/paths.ts";
 import { agentCommands } from "./gateway/agent_cli.ts";
 import { approvalsCommands } from "./gateway/approvals_cli.ts";
@@ -47,10 +48,17 @@ export interface World {
 if (import.meta.main) {
   const { stdin, stdout, stderr } = Deno;
   const columns = () => Deno.consoleSize().columns;
+  const env = Deno.env.toObject();
+  const direct = withoutProxy(env);
+  if (direct) {
+    // The runtime reads it there; the rest of the program goes by `env`.
+    Deno.env.set("NO_PROXY", direct);
+    Deno.env.set("no_proxy", direct);
+  }
   Deno.exit(
     await main({
       argv: Deno.args,
-      env: Deno.env.toObject(),
+      env,
       cwd: Deno.cwd(),
       streams: { stdin, stdout, stderr, columns },
     }),

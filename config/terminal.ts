@@ -181,7 +181,13 @@ export class Terminal {
     this.#progress?.clear();
     // @ts-types="./std_cli.d.ts"
     const { promptSecret } = await import("@std/cli/prompt-secret");
-    return promptSecret(question, { mask: "", clear: true });
+    // Before the question is there: what is typed at once would be shown otherwise.
+    Deno.stdin.setRaw(true, { cbreak: true });
+    try {
+      return promptSecret(question, { mask: "", clear: true });
+    } finally {
+      Deno.stdin.setRaw(false);
+    }
   }
 
   /**

@@ -67,6 +67,8 @@ export interface Binding {
   argv?: readonly string[];
   env?: Readonly<Record<string, string>>;
   sessionKey: string | null;
+  /** Whose rules hold, and whose list "always" adds to; the asker without an argv is not held to it. */
+  agentId?: string | null;
 }
 
 /** An invocation that may have been approved. */
@@ -199,11 +201,12 @@ export class Approvals {
 
 /** Any changed byte voids it. Who asked without an argv is held to the text that was shown. */
 function fits(binding: Binding, call: BoundCall): boolean {
-  const { command, argv, cwd, env = {}, nodeId, sessionKey } = binding;
+  const { command, argv, cwd, env = {}, nodeId, sessionKey, agentId = null } = binding;
   if (cwd !== call.cwd || !isSameEnv(env, call.env ?? {})) return false;
   if (call.rawCommand !== undefined && !isTextOf(call.rawCommand, call.argv)) return false;
   if (argv) {
-    return nodeId === call.nodeId && sessionKey === call.sessionKey && isSameList(argv, call.argv);
+    return nodeId === call.nodeId && sessionKey === call.sessionKey &&
+      agentId === (call.agentId ?? null) && isSameList(argv, call.argv);
   }
   return binding.caller === call.caller && isTextOf(command, call.argv) &&
     (call.rawCommand === undefined || call.rawCommand === command) &&

@@ -27,8 +27,18 @@ interface Contact {
 const MESSAGE_FLAGS = {
   to: { kind: "text", placeholder: "CHAT", summary: "Chat it goes to, as the channel numbers it" },
   message: { kind: "text", placeholder: "TEXT", summary: "What to say; - for standard input" },
-  channel: { kind: "text", summary: "Channel, when there are several" },
-  media: { kind: "text", placeholder: "URL", summary: "An https address of a picture or file" },
+  channel: { kind: "text", placeholder: "NAME", summary: "Which channel" },
+  account: { kind: "text", placeholder: "ID", summary: "Which account of the channel" },
+  "media-url": {
+    kind: "list",
+    placeholder: "URL",
+    summary: "An https address of a picture or file; may be repeated",
+  },
+  "idempotency-key": {
+    kind: "text",
+    placeholder: "KEY",
+    summary: "Send at most once for this key",
+  },
 } as const;
 
 export function channelsCommands(world: CallWorld): Command[] {
@@ -172,18 +182,19 @@ export function channelsCommands(world: CallWorld): Command[] {
       flags: { ...RPC_FLAGS, ...MESSAGE_FLAGS },
       examples: ['zero message send --to 1001 --message "Dinner is ready"'],
       async run({ flags }, terminal) {
-        const { to, message, channel, media } = flags;
-        if (!to || !message) {
-          throw new UsageError("Cannot send a message: --to and --message are needed");
-        }
+        const { to, message, channel, account } = flags;
+        const missing = !to ? "--to" : !message ? "--message" : undefined;
+        if (missing) throw new UsageError(`Cannot send a message: ${missing} is missing`);
+        const urls = flags["media-url"];
         const text = message === "-" ? await terminal.readStdin() : message;
         return await calling(flags, world, terminal, async (client) => {
           const answer = await client.call("send", {
             to,
             message: text,
             ...(channel && { channel }),
-            ...(media && { mediaUrl: media }),
-            idempotencyKey: crypto.randomUUID(),
+            ...(account && { accountId: account }),
+            ...(urls.length > 0 && { mediaUrls: urls }),
+            idempotencyKey: flags["idempotency-key"] ?? crypto.randomUUID(),
           }, { timeoutMs: Math.max(flags.timeout, 30_000) }) as {
             messageId: string;
             channel: string;

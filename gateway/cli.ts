@@ -189,41 +189,6 @@ export function gatewayCommands(world: CallWorld): Command[] {
     }),
 
     command({
-      path: ["gateway", "send"],
-      summary: "Send a message through a channel",
-      flags: {
-        ...RPC_FLAGS,
-        to: { kind: "text", summary: "Who gets it, as the channel names them" },
-        message: { kind: "text", summary: "What to send" },
-        channel: { kind: "text", placeholder: "NAME", summary: "Which channel" },
-        account: { kind: "text", placeholder: "ID", summary: "Which account of the channel" },
-        "media-url": { kind: "list", placeholder: "URL", summary: "A picture or file to send" },
-        "idempotency-key": {
-          kind: "text",
-          placeholder: "KEY",
-          summary: "Send at most once for this key",
-        },
-      },
-      examples: ["zero gateway send --channel telegram --to 123456 --message hello"],
-      run: async ({ flags }, terminal) => {
-        const params = {
-          to: needed("to", flags.to),
-          message: needed("message", flags.message),
-          channel: flags.channel,
-          accountId: flags.account,
-          ...flags["media-url"].length > 0 && { mediaUrls: flags["media-url"] },
-          idempotencyKey: flags["idempotency-key"] ?? crypto.randomUUID(),
-        };
-        return await calling(flags, world, terminal, async (client) => {
-          const sent = await client.call("send", params, { timeoutMs: flags.timeout });
-          if (flags.json) return terminal.json(sent);
-          const { channel, messageId } = sent as { channel?: string; messageId?: string };
-          terminal.out(`Sent through ${channel ?? "the gateway"}: ${messageId ?? "no message id"}`);
-        });
-      },
-    }),
-
-    command({
       path: ["gateway", "token"],
       summary: "Print the token of this machine's gateway",
       flags: JSON_FLAG,
@@ -269,11 +234,6 @@ async function readParams(
       cause,
     });
   }
-}
-
-function needed(name: string, value: string | undefined): string {
-  if (value !== undefined && value.trim() !== "") return value;
-  throw new UsageError(`Cannot go on: --${name} is missing`, { hint: `Write --${name} TEXT` });
 }
 
 interface LogTail {

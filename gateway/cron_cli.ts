@@ -102,7 +102,7 @@ export function cronCommands(world: CallWorld): Command[] {
       details: "One of --at, --every and --cron says when, one of --message and --event what. An " +
         "answer that is HEARTBEAT_OK reaches no chat.",
       examples: [
-        'zero cron add --name news --cron "0 8 * * *" --message "What is new?" --deliver',
+        'zero cron add --name news --cron "0 8 * * *" --message "Any news?" --deliver',
         "zero cron add --name tea --at 5m --event 'The tea is ready'",
         "zero cron add --name disk --every 1h --message '/run n1 df -h'",
       ],

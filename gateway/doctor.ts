@@ -580,11 +580,14 @@ async function explainAnswer(
   const host = hostOf(endpoint);
   // The two refusals of a gateway that come before any protocol name the setting that decides.
   if (status === 421) {
-    const setting = `zero config set gateway.allowedHosts '["${host}"]'`;
+    // An address is served always: then a name was put in its place on the way.
+    const isReplaced = host === "localhost" || isAddress(host);
+    const setting = `zero config set gateway.allowedHosts '["${isReplaced ? "NAME" : host}"]'`;
+    const note = isReplaced ? ", with the name that the proxy sends as Host" : "";
     return [broken(
       "host-origin",
       `the gateway does not serve the name it was asked for${behind} (421)`,
-      `On the gateway's host, beside the names it has: ${setting}`,
+      `On the gateway's host, beside the names it has: ${setting}${note}`,
     )];
   }
   if (status === 403 && text.includes("gateway.controlUi.allowedOrigins")) {

@@ -3,6 +3,7 @@
 import { UsageError } from "../config/command.ts";
 import { formatDuration, printable, type Terminal } from "../config/terminal.ts";
 import type { Client } from "../rpc/client.ts";
+import { RpcError } from "../rpc/error.ts";
 import { findByBeginning, findNamed, findRequest } from "./choice.ts";
 import { readDuration } from "./devices_cli.ts";
 import { type CallFlags, type CallWorld, withGateway } from "./reach.ts";
@@ -171,17 +172,17 @@ export async function runInvoke(
   const ttlMs = flags.queue === undefined ? undefined : readDuration(flags.queue, "--queue");
   const params = readParams(given === "-" ? await terminal.readStdin() : given);
   return await withGateway(flags, world, terminal, async (client) => {
-    const { nodeId } = findNode(await nodeList(client, flags), query);
-    terminal.json(
-      await invoke(client, {
-        nodeId,
-        command,
-        params,
-        timeoutMs: flags["invoke-timeout"],
-        idempotencyKey: flags["idempotency-key"],
-        ...(ttlMs !== undefined && { queue: { ttlMs } }),
-      }, flags),
-    );
+    const node = findNode(await nodeList(client, flags), query);
+    using _ = terminal.progress(`Waiting for ${nameOf(node)}`);
+    const answer = await invoke(client, {
+      nodeId: node.nodeId,
+      command,
+      params,
+      timeoutMs: flags["invoke-timeout"],
+      idempotencyKey: flags["idempotency-key"],
+      ...(ttlMs !== undefined && { queue: { ttlMs } }),
+    }, flags);
+    terminal.json(answer);
   });
 }
 
@@ -207,6 +208,7 @@ export function runNotify(
   }
   return withGateway(flags, world, terminal, async (client) => {
     const node = findNode(await nodeList(client, flags), query);
+    using _ = terminal.progress(`Waiting for ${nameOf(node)}`);
     const answer = await invoke(client, {
       nodeId: node.nodeId,
       command: "system.notify",
@@ -293,9 +295,20 @@ export async function invoke(
   },
   flags: Pick<CallFlags, "timeout">,
 ): Promise<Invoked> {
-  return await client.call("node.invoke", { ...invocation, idempotencyKey }, {
-    timeoutMs: Math.max(flags.timeout, invocation.timeoutMs + TRAVEL_MS),
-  }) as Invoked;
+  try {
+    return await client.call("node.invoke", { ...invocation, idempotencyKey }, {
+      timeoutMs: Math.max(flags.timeout, invocation.timeoutMs + TRAVEL_MS),
+    }) as Invoked;
+  } catch (error) {
+    if (!(error instanceof RpcError) || !isLate(error)) throw error;
+    const details = { ...error.details as object, fix: "--invoke-timeout MS waits longer" };
+    throw new RpcError(error.code, error.message, { details, cause: error });
+  }
+}
+
+function isLate({ details }: RpcError): boolean {
+  const { nodeError } = (details ?? {}) as { nodeError?: { code?: unknown } | null };
+  return nodeError?.code === "TIMEOUT";
 }
 
 export async function nodeList(

@@ -8,6 +8,7 @@ import { type Paths, resolvePath } from "../config/paths.ts";
 import { type Config, type SecretRef, secretSourceOf } from "../config/schema.ts";
 import { resolveSecret } from "../config/secrets.ts";
 import { printable, type Terminal } from "../config/terminal.ts";
+import { RpcError } from "../rpc/error.ts";
 import { isPrivateAddress } from "../tunnel/dial.ts";
 import type { ProviderApi } from "./agent/provider.ts";
 import type { UsageCost } from "./agent/usage.ts";
@@ -67,10 +68,19 @@ export async function addProvider(
       hint: `Say it: zero auth add ${name} --base-url https://…/v1`,
     });
   }
-  const given = await keyOf({ name, flags, needsKey: known?.needsKey ?? true }, terminal);
+  if (!URL.canParse(baseUrl) || !/^https?:/.test(baseUrl)) {
+    throw new UsageError(`Cannot add ${name}: ${printable(baseUrl)} is no address`, {
+      hint: "Write it with its version: --base-url https://api.example/v1",
+    });
+  }
+  // Another model of a provider that is there goes with the key that is there.
+  const isKeyKept = flags.key === undefined && flags.model !== undefined;
+  const given = isKeyKept && before.apiKey !== undefined
+    ? { ref: before.apiKey }
+    : await keyOf({ name, flags, needsKey: known?.needsKey ?? true }, terminal);
   const key = given.ref === undefined
     ? given.text
-    : await resolveSecret(given.ref, { env: paths.env, name: `the key of ${name}` });
+    : await resolveSecret(given.ref, { env: paths.env, name: `of ${name}` });
   refusePlainText(baseUrl, key);
 
   const offered = flags["no-verify"]
@@ -105,7 +115,12 @@ export async function addProvider(
     terminal.json({ ok: true, provider: name, api, baseUrl, model: model ?? null, isDefault });
     return;
   }
-  terminal.out(`Added ${name} (${baseUrl})${flags["no-verify"] ? "" : "; the key is good"}`);
+  const verdict = flags["no-verify"]
+    ? ""
+    : key === undefined
+    ? "; it answers"
+    : "; the key is good";
+  terminal.out(`Added ${name} (${baseUrl})${verdict}`);
   if (isDefault) terminal.out(`Agents now use ${name}/${model}`);
   else if (model !== undefined) {
     terminal.out(`To use it: zero config set agents.defaults.model ${name}/${model}`);
@@ -149,9 +164,14 @@ export async function removeProvider(
     });
   }
   let text = unsetKey(reading.raw ?? "", ["models", "providers", name]);
-  const { model } = reading.config.agents?.defaults ?? {};
-  const wasDefault = model?.startsWith(`${name}/`) === true;
+  const { model, fallbacks = [] } = reading.config.agents?.defaults ?? {};
+  const isOfIt = (id: string) => id.startsWith(`${name}/`);
+  const wasDefault = model !== undefined && isOfIt(model);
   if (wasDefault) text = unsetKey(text, ["agents", "defaults", "model"]);
+  if (fallbacks.some(isOfIt)) {
+    const left = fallbacks.filter((id) => !isOfIt(id));
+    text = setKey(text, ["agents", "defaults", "fallbacks"], left);
+  }
   await writeConfig(paths.configPath, text, { env: paths.env, expectedHash: reading.hash });
   try {
     await Deno.remove(keyFile(paths, name));
@@ -268,22 +288,36 @@ async function offerOf(
     const reason = (cause as Error).name === "TimeoutError"
       ? "it does not answer"
       : "no connection";
-    throw new Error(`Cannot reach ${name} at ${baseUrl}: ${reason}`, { cause });
+    throw new RpcError("UNAVAILABLE", `Cannot reach ${name} at ${baseUrl}: ${reason}`, {
+      details: { fix: "Look at its address, and whether it runs" },
+      cause,
+    });
   }
   if (!response.ok) {
     await response.body?.cancel();
     const isKey = response.status === 401 || response.status === 403;
-    throw new Error(
-      isKey
-        ? `Cannot use ${name}: it refused the key (HTTP ${response.status})`
-        : `Cannot use ${name}: ${baseUrl}/models answered HTTP ${response.status}`,
-    );
+    throw isKey
+      ? new RpcError(
+        "UNAVAILABLE",
+        `Cannot use ${name}: it refused the key (HTTP ${response.status})`,
+        {
+          details: { fix: `zero auth add ${name}, with another key` },
+        },
+      )
+      : new RpcError(
+        "UNAVAILABLE",
+        `Cannot use ${name}: ${baseUrl}/models answered HTTP ${response.status}`,
+        { details: { fix: "Look at its address, which ends with the version: https://…/v1" } },
+      );
   }
   try {
     const { data } = await response.json() as { data: { id: string }[] };
     return data.map(({ id }) => String(id)).sort();
   } catch (cause) {
-    throw new Error(`Cannot use ${name}: ${baseUrl} does not speak ${api}`, { cause });
+    throw new RpcError("UNAVAILABLE", `Cannot use ${name}: ${baseUrl} does not speak ${api}`, {
+      details: { fix: "Look at its address, or name its protocol: --api" },
+      cause,
+    });
   }
 }
 

@@ -121,10 +121,10 @@ export class ServedCertificate implements Disposable {
       if (!pair) throw new CertificateError("gateway tls: cert/key missing", "zero gateway");
       const chain = await chainOf(pair, files);
       const info = describeCertificate(pair.cert);
+      this.#context = contextOf(chain, pair);
       this.#seen = signature;
       this.#next = next && describeCertificate(next.cert);
       if (info.fingerprint !== this.#info.fingerprint) {
-        this.#context = contextOf(chain, pair);
         log.info("serving another certificate", {
           fingerprint: info.fingerprint,
           before: this.#info.fingerprint,
@@ -177,8 +177,8 @@ function contextOf(cert: string, { key }: KeyPair): SecureContext {
   return createSecureContext({ cert, key, minVersion: "TLSv1.2" });
 }
 
-function signatureOf({ cert, key, nextCert, nextKey }: CertificateFiles): string {
-  return [cert, key, nextCert, nextKey].map((file) => {
+function signatureOf({ cert, key, ca, nextCert, nextKey }: CertificateFiles): string {
+  return [cert, key, ca ?? "", nextCert, nextKey].map((file) => {
     try {
       const { mtime, size, ino } = Deno.statSync(file);
       return `${mtime?.getTime()} ${size} ${ino}`;

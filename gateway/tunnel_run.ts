@@ -128,11 +128,18 @@ export async function tunnelDown(
     ? (await readTunnels(paths)).map(({ status }) => status.name)
     : [await chooseName(name, paths)];
   const closed: string[] = [];
+  const failures: unknown[] = [];
   for (const one of names) {
-    if (await stopOwner(paths, one)) closed.push(one);
-    // Asked for again, a tunnel that is down is forgotten.
-    else await forgetTunnel(paths, one);
+    try {
+      if (await stopOwner(paths, one)) closed.push(one);
+      // Asked for again, a tunnel that is down is forgotten.
+      else await forgetTunnel(paths, one);
+    } catch (error) {
+      // The others are closed all the same.
+      failures.push(error);
+    }
   }
+  if (failures.length > 0) throw failures[0];
   if (flags.json) return terminal.json({ ok: true, closed });
   for (const one of names) {
     terminal.out(closed.includes(one) ? `The tunnel ${one} is closed` : `${one} was not up`);

@@ -33,6 +33,22 @@ export async function findPortHolder(
   return { isGateway, ...(pid && { pid: Number(pid) }), ...(program && { program }) };
 }
 
+/**
+ * Whether a port of 127.0.0.1 is listened at by another user of this machine; false where the system
+ * does not say.
+ */
+export async function isOthersPort(
+  port: number,
+  { runner = systemRunner, uid = Deno.uid() }: { runner?: ProcessRunner; uid?: number | null } = {},
+): Promise<boolean> {
+  const listening = await runner.run("ss", ["-ltneH", `src 127.0.0.1:${port}`], {
+    timeoutMs: PROBE_MS,
+  });
+  // The superuser is not named, and could do anything anyway.
+  const [, user] = /\buid:(\d+)/.exec(listening?.stdout ?? "") ?? [];
+  return user !== undefined && uid !== null && Number(user) !== uid;
+}
+
 /** Whoever has the key of such a certificate is a gateway. */
 async function answersEncrypted(
   host: string,

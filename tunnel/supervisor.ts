@@ -7,7 +7,7 @@ import type { Env } from "../config/paths.ts";
 import { TunnelError } from "./error.ts";
 import { NO_TLS, type Probe, probeGateway, type ProbeOptions } from "./health.ts";
 import type { Pin } from "./pin.ts";
-import { findPortHolder, type PortHolder } from "./port_holder.ts";
+import { findPortHolder, isOthersPort, type PortHolder } from "./port_holder.ts";
 import {
   classify,
   type Forward,
@@ -313,6 +313,11 @@ export class Supervisor implements AsyncDisposable {
       timeoutMs = timings.probeTimeoutMs;
       let waitMs = timings.downEveryMs;
       if (verdict === "answered") {
+        // Before ssh is logged in, whoever is quick could listen in its place, and be told secrets.
+        if (!wasUp && await isOthersPort(forward.localPort)) {
+          const holder = "another user of this machine";
+          return { failure: localPortFailure(forward.target, forward.localPort, holder), wasUp };
+        }
         wasUp = true;
         this.#isUp(ssh, probe);
         waitMs = timings.probeEveryMs;

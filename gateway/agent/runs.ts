@@ -941,11 +941,12 @@ export class Runs implements AsyncDisposable {
       this.#ended.run(JSON.stringify(outcome), outcome.endedAtMs, request.runId);
       if (!request.quiet?.failuresToo) {
         this.#deliver(request, {
-        text: INTERRUPTED,
-        replyTo: request.replyTo,
-        isNotice: true,
-      }, "reply");
+          text: INTERRUPTED,
+          replyTo: request.replyTo,
+          isNotice: true,
+        }, "reply");
       }
+      if (request.report && !request.deliverTo) this.#report(request.report, outcome);
     });
     this.#settle(run, outcome);
   }

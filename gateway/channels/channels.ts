@@ -16,14 +16,7 @@ import type { AccessRules } from "./access.ts";
 import type { Channel, ChannelStatus, IncomingMessage } from "./channel.ts";
 import type { Contact, Contacts } from "./contacts.ts";
 import type { Outbox, Sender } from "./outbox.ts";
-import {
-  botIdOf,
-  type Brought,
-  type Intake,
-  type Stranger,
-  TelegramChannel,
-  type Timing,
-} from "./telegram.ts";
+import { botIdOf, type Brought, type Intake, type Stranger, TelegramChannel } from "./telegram.ts";
 
 export interface ChannelsOptions {
   store: Store;
@@ -39,7 +32,6 @@ export interface ChannelsOptions {
   onChange(): void;
   /** Told of somebody who waits to be let in. */
   onRequest(contact: Contact): void;
-  timing?: Partial<Timing>;
 }
 
 export interface AccountStatus extends ChannelStatus {
@@ -174,7 +166,7 @@ export class Channels implements AsyncDisposable {
   }
 
   #startTelegram(token: string, apiRoot: string): TelegramChannel {
-    const { log, onChange, outbox, timing } = this.#options;
+    const { log, onChange, outbox } = this.#options;
     return new TelegramChannel({
       accountId: DEFAULT_ACCOUNT,
       token,
@@ -187,7 +179,6 @@ export class Channels implements AsyncDisposable {
         onChange();
         outbox.poke();
       },
-      timing,
     });
   }
 

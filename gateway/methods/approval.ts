@@ -73,6 +73,7 @@ export const approvalMethods = [
           argv: params.argv,
           env: params.env,
           sessionKey: request.sessionKey,
+          agentId: request.agentId,
         },
         timeoutMs,
         askerLeft: caller.closed,

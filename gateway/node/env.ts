@@ -25,76 +25,77 @@ const SECRETS = [
 
 /**
  * What a caller may not set, though the owner of the machine may: whose files a shell reads when it
- * starts, what it runs before or besides the command, and where programs look for code of their own.
+ * starts, what programs run before, besides or instead of the command, with which options of their
+ * own, and where they look for code.
  */
-const OWNERS_ONLY = new Set([
-  "HOME",
-  "USER",
-  "LOGNAME",
-  "SHELL",
-  "ENV",
-  "BASH_ENV",
-  "ZDOTDIR",
-  "PROMPT_COMMAND",
-  "SHELLOPTS",
-  "BASHOPTS",
-  "PS4",
-  "IFS",
-  "CDPATH",
-  "FPATH",
-  "GLOBIGNORE",
-  "EDITOR",
-  "VISUAL",
-  "PAGER",
-  "MANPAGER",
-  "BROWSER",
-  "LESSOPEN",
-  "LESSCLOSE",
-  "GREP_OPTIONS",
-  "PYTHONSTARTUP",
-  "PYTHONBREAKPOINT",
-  "PYTHONUSERBASE",
-  "PYTHONINSPECT",
-  "PERL5DB",
-  "RUBYLIB",
-  "GEM_HOME",
-  "GEM_PATH",
-  "BUNDLE_GEMFILE",
-  "NODE_PATH",
-  "JAVA_TOOL_OPTIONS",
-  "_JAVA_OPTIONS",
-  "JDK_JAVA_OPTIONS",
-  "CLASSPATH",
-  "GCONV_PATH",
-  "HOSTALIASES",
-  "LOCPATH",
-  "NLSPATH",
-  "TERMINFO",
-  "TERMINFO_DIRS",
-  "INPUTRC",
-  "MAKEFLAGS",
-  "MAKEFILES",
-  "RUSTC_WRAPPER",
-  "GOFLAGS",
-  "OPENSSL_CONF",
-  "OPENSSL_MODULES",
-  "OPENSSL_ENGINES",
-  "SSH_ASKPASS",
-  "SUDO_ASKPASS",
-  "WGETRC",
-  "CURL_HOME",
-]);
+const OWNERS_ONLY = new Set(
+  [
+    // Who one is, and what a shell makes of a line.
+    "CDPATH ENV FPATH GLOBIGNORE HOME IFS LOGNAME NULLCMD PROMPT_COMMAND PS4 READNULLCMD SHELL",
+    "SHELLOPTS USER",
+    // The system's libraries.
+    "CHARSET GCONV_PATH GETCONF_DIR GLIBC_TUNABLES HOSTALIASES KRB5_CONFIG LOCALDOMAIN LOCPATH",
+    "NIS_PATH NLSPATH RESOLV_HOST_CONF RES_OPTIONS SASL_PATH SSLKEYLOGFILE TERMCAP TERMINFO",
+    "TERMINFO_DIRS",
+    // Programs that start others, or take options from here.
+    "AWKLIBPATH AWKPATH EXINIT FZF_DEFAULT_COMMAND GNUPGHOME HGRCPATH INPUTRC LESS LESSCLOSE",
+    "LESSKEY LESSKEYIN LESSKEY_CONTENT LESSOPEN MORE MYVIMRC NETRC POSIXLY_CORRECT PSQLRC",
+    "RIPGREP_CONFIG_PATH RSYNC_CONNECT_PROG SCREENRC TAPE TAR_OPTIONS TEXINPUTS UNZIP VIMINIT",
+    "VIMRUNTIME WGETRC XZ_DEFAULTS XZ_OPT ZIPOPT",
+    // Building.
+    "AR AS CC CLASSPATH CPP CXX FC GCC_EXEC_PREFIX GNUMAKEFLAGS GOENV GOFLAGS GOPATH GOROOT",
+    "GOTOOLCHAIN JAVA_HOME LD MAKE MAKEFILES MAKEFLAGS MFLAGS RUSTC RUSTC_WRAPPER RUSTDOC",
+    "RUSTFLAGS COMPILER_PATH",
+    // Where programs keep their settings.
+    "CURL_HOME DOCKER_CONFIG DOCKER_CONTEXT DOCKER_HOST KUBECONFIG MYSQL_HOME PGSERVICEFILE",
+    "PGSYSCONFDIR PHPRC",
+  ].join(" ").split(" "),
+);
 const OWNERS_ONLY_PREFIXES = [
-  "BASH_FUNC_",
-  "XDG_",
-  "GIT_",
-  "NPM_CONFIG_",
-  "DENO_",
-  "ZERO_",
-  "PIP_",
+  "ANSIBLE_",
+  "BASH",
+  "BUNDLE_",
   "CARGO_",
+  "CORECLR_",
+  "CURL_CA_",
+  "DENO_",
+  "DOTNET_",
+  "GEM_",
+  "GIO_",
+  "GIT_",
+  "GTK_",
+  "JDK_JAVA_",
+  "LUA_",
+  "MAGICK_",
   "MALLOC_",
+  "NODE_",
+  "NPM_CONFIG_",
+  "OPENSSL_",
+  "PERL",
+  "PHP_",
+  "PIP_",
+  "PYTHON",
+  "QT_",
+  "RUBY",
+  "RUSTUP_",
+  "SSH_",
+  "SSL_CERT_",
+  "SUDO_",
+  "SYSTEMD_",
+  "UV_",
+  "XDG_",
+  "ZERO_",
 ];
+/** A pager, an editor, a browser or a remote shell of one program or another, or its options. */
+const OWNERS_ONLY_ENDINGS =
+  /(?:PAGER|EDITOR|VISUAL|BROWSER|ASKPASS|ZDOTDIR|JAVA_OPTIONS|_OPTIONS|_OPTS|_RSH|_SSH|_ARGS)$/;
+/** Of these families, those that only say how a program goes about it. */
+const HARMLESS = new Set(
+  [
+    "NODE_ENV NODE_NO_WARNINGS PYTHONDONTWRITEBYTECODE PYTHONHASHSEED PYTHONIOENCODING",
+    "PYTHONUNBUFFERED PYTHONUTF8",
+  ].join(" ").split(" "),
+);
 
 /** @param nodeEnv the environment the node was started with */
 export function childEnv(
@@ -132,7 +133,9 @@ function isBlocked(name: string): boolean {
 }
 
 function isOwnersOnly(upper: string): boolean {
-  return OWNERS_ONLY.has(upper) || OWNERS_ONLY_PREFIXES.some((prefix) => upper.startsWith(prefix));
+  if (HARMLESS.has(upper)) return false;
+  return OWNERS_ONLY.has(upper) || OWNERS_ONLY_ENDINGS.test(upper) ||
+    OWNERS_ONLY_PREFIXES.some((prefix) => upper.startsWith(prefix));
 }
 
 /** A service may have been started without them, and programs count on them. */

@@ -50,7 +50,7 @@ export async function runCommand(request: RunRequest): Promise<RunOutcome> {
       detached: true, // a session of its own, hence a group that bears its pid
     }).spawn();
   } catch (error) {
-    return { ...outcome, error: (error as Error).message };
+    return { ...outcome, error: spawnProblem(error as Error, program, cwd) };
   }
   const budget = { bytes: MAX_OUTPUT_BYTES, isSpent: false };
   const stdout = new Capture(child.stdout, budget, (data) => onOutput?.("stdout", data));
@@ -79,8 +79,26 @@ export async function runCommand(request: RunRequest): Promise<RunOutcome> {
     success: code === 0 && !outcome.timedOut,
     stdout: stdout.text,
     stderr: stderr.text,
-    error: signal?.aborted ? "the node stopped" : null,
+    error: signal?.aborted
+      ? "the node stopped"
+      : status.signal !== null && !outcome.timedOut
+      ? `it was ended by ${status.signal}`
+      : null,
   };
+}
+
+/** In words of people: it is shown to whoever wanted the command. */
+function spawnProblem({ name, message }: Error, program: string, cwd?: string): string {
+  // The system has one word for both; Deno tells them apart in the text alone.
+  if (name === "NotFound" && cwd !== undefined && message.includes("No such cwd")) {
+    return `there is no directory ${cwd} on this node`;
+  }
+  if (name === "NotFound") {
+    return program.includes("/")
+      ? `there is no program ${program} on this node`
+      : `there is no program ${program} on the PATH of this node`;
+  }
+  return message;
 }
 
 /** The streams end with the command, unless something it left running still holds them. */

@@ -94,6 +94,10 @@ const NEWS_CHECK_MS = 1_000;
 const CONNECT_TIMEOUT_MS = 15_000;
 /** A session this long has shown that the gateway is well, whatever ended it. */
 const STABLE_AFTER_MS = 30_000;
+/** A node has no flag for a secret: what the gateway advises is for other commands. */
+const SECRET_FIX =
+  'Let it in with a link: "zero devices invite --role node" on the gateway\'s host, "zero join" ' +
+  "here; or start it with ZERO_GATEWAY_TOKEN or ZERO_GATEWAY_PASSWORD";
 /** What a stop may take before the process leaves anyway. */
 const STOP_DEADLINE_MS = 4_000;
 
@@ -283,17 +287,20 @@ class NodeProcess {
     const { refusal, details } = error instanceof ClosedError
       ? error
       : { refusal: undefined, details: {} };
-    const fix = details.fix ?? (error as { fix?: unknown }).fix;
+    const fix = isAboutSecret(details.code)
+      ? SECRET_FIX
+      : details.fix ?? (error as { fix?: unknown }).fix;
     const problem = refusal?.message ?? error.message;
     this.#note({
       state: "waiting",
       problem: printable(problem),
       ...(typeof fix === "string" && { fix: printable(fix) }),
     });
-    const isLost = error instanceof ClosedError && error.wasOpen;
+    const isLost = error instanceof ClosedError && error.wasOpen && !refusal;
     const lines = [
-      ...refusal || !isLost ? [`node host gateway connect failed: ${problem}`] : [],
-      ...isLost ? [`node host gateway closed (${error.code}): ${error.reason}`] : [],
+      isLost
+        ? `node host gateway closed (${error.code}): ${error.reason}`
+        : `node host gateway connect failed: ${problem}`,
       ...typeof fix === "string" ? [fix] : [],
     ].map(printable);
     const text = lines.join("\n");
@@ -468,6 +475,11 @@ function isPairingRequired(error: Error): boolean {
   const { details, refusal } = error;
   return details.code === "PAIRING_REQUIRED" ||
     (refusal?.code === "NOT_PAIRED" && typeof details.requestId === "string");
+}
+
+/** Whether the gateway wants a secret, or another one. */
+function isAboutSecret(code: unknown): boolean {
+  return typeof code === "string" && /^AUTH_(?:TOKEN|PASSWORD)_MIS(?:SING|MATCH)$/.test(code);
 }
 
 /** Changes when one of the files does. */

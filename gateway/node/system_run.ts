@@ -23,6 +23,7 @@ import { childEnv, pathOf } from "./env.ts";
 import { runCommand, type RunOutcome } from "./exec.ts";
 import { effectivePolicy, MAIN_AGENT, refusal, safeBinsOf } from "./policy.ts";
 import type { Stream } from "./progress.ts";
+import { shellLine, toRemember } from "./remember.ts";
 import { joinArgv, splitLine } from "./splitter.ts";
 
 const maybe = <T>(shape: Parameters<typeof nullable<T>>[0]) => optional(nullable(shape));
@@ -119,7 +120,7 @@ export class SystemRun {
     }
 
     const isAlways = decision === "allow-always" && policy.security === "allowlist";
-    const added = isAlways ? toRemember(evaluations) : [];
+    const added = isAlways ? await toRemember(evaluations) : [];
     channel.tell("exec.started", run);
     const isDirect = "argv" in readings[0];
     const [outcome] = await Promise.all([
@@ -204,12 +205,14 @@ interface ReadCommand {
 
 /** What was shown to people must be what runs: a text beside the argv has to say the same. */
 function readCommand({ command: argv, rawCommand }: RunParams): ReadCommand {
-  const [program, option, line] = argv;
-  const isShell = argv.length === 3 && program === "/bin/sh" && /^-l?c$/.test(option);
+  const line = shellLine(argv);
   if (!rawCommand?.trim()) {
-    return { argv, shown: joinArgv(argv), readings: [{ argv }, ...isShell ? [{ line }] : []] };
+    const asLine = line === undefined ? [] : [{ line }];
+    return { argv, shown: joinArgv(argv), readings: [{ argv }, ...asLine] };
   }
-  if (isShell && rawCommand === line) return { argv, shown: rawCommand, readings: [{ line }] };
+  if (line !== undefined && rawCommand === line) {
+    return { argv, shown: rawCommand, readings: [{ line }] };
+  }
   if (saysSame(rawCommand, argv)) return { argv, shown: rawCommand, readings: [{ argv }] };
   throw new CommandError("INVALID_REQUEST", "rawCommand does not match command");
 }
@@ -222,24 +225,6 @@ function saysSame(line: string, argv: readonly string[]): boolean {
     words.every(({ text, isLiteral, hasTilde }, index) =>
       isLiteral && !hasTilde && text === argv[index]
     );
-}
-
-/**
- * Programs that run whatever they are given: as an entry they would allow everything, and nobody who
- * says "always" to one command line means that.
- */
-const RUNS_ANYTHING =
-  /^(?:(?:ba|da|a|z|k|c|tc|fi)?sh|env|sudo|doas|su|xargs|nohup|nice|timeout|setsid|busybox)$/;
-
-/** The programs that somebody who says "always" to this command means. */
-function toRemember(evaluations: readonly Evaluation[]): string[] {
-  // Of a line for a shell the programs in it, not the shell.
-  const { segments } = evaluations.at(-1)!;
-  const paths = segments.flatMap(({ path, entry }) => path && !entry ? [path] : []);
-  return [...new Set(paths)].filter((path) =>
-    // In a pattern `*` and `?` would stand for other files too.
-    !RUNS_ANYTHING.test(path.slice(path.lastIndexOf("/") + 1)) && !/[*?]/.test(path)
-  );
 }
 
 function agentOf({ agentId }: RunParams): string {

@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertThrows } from "@std/assert";
-import { type PathOptions, resolvePath, resolvePaths } from "../../config/paths.ts";
+import { inProfile, type PathOptions, resolvePath, resolvePaths } from "../../config/paths.ts";
 
 const home = "/home/me";
 
@@ -144,4 +144,14 @@ Deno.test("paths are resolved as a shell would", () => {
   ];
   for (const [path, said] of cases) assertEquals(resolvePath(path, { home, cwd: "/cwd" }), said);
   assertEquals(resolvePath("./a/../../b", {}), "../b");
+});
+
+Deno.test("what mends something is told for the profile it is wrong in", () => {
+  assertEquals(inProfile("zero gateway", undefined), "zero gateway");
+  assertEquals(inProfile("zero tunnel up home", "work"), "zero --profile work tunnel up home");
+  assertEquals(inProfile("zero gateway", "dev"), "zero --dev gateway");
+  assertEquals(
+    inProfile("Start it: ssh me@box zero gateway", "work"),
+    "Start it: ssh me@box zero gateway",
+  );
 });

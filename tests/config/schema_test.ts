@@ -7,6 +7,7 @@ import {
   defaultAt,
   defaults,
   formatKey,
+  formatPin,
   isSecret,
   type KeyPath,
   normalizedFingerprint,
@@ -342,6 +343,15 @@ Deno.test("pins are read from text, with commas between, and from lists with dat
   assertEquals(pinsIn(undefined), []);
   assertEquals(pinsIn(`sha256:${a.toUpperCase()}`), [a]);
   assertEquals(pinsIn(`${a}, sha256:${b}`), [a, b]);
+  assertEquals(pinsIn(`SHA-256 ${a} until 2027-01-31,${b}`), [
+    { sha256: a, until: "2027-01-31" },
+    b,
+  ]);
+  // Nothing is a pin that is missing, not none.
+  assertEquals([pinsIn(""), pinsIn(`${a},`)], [[""], [a, ""]]);
+  for (const pin of [a, { sha256: a, until: "2027-01-31" }]) {
+    assertEquals(pinsIn(formatPin(pin)), [pin]);
+  }
   assertEquals(pinsIn({ sha256: `sha256:${a}` }), [{ sha256: a }]);
   assertEquals(pinsIn([a, { sha256: b, until: "2027-01-31" }]), [
     a,

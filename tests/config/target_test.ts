@@ -173,6 +173,8 @@ Deno.test("--tls-fingerprint stands above the configured pins", () => {
   });
 
   assertEquals([typed.pins, typed.way], [[a, b], `tls:${a}`]);
+  // A variable of a script that is empty must not mean that any certificate will do.
+  assertEquals(decide({ config: REMOTE, flags: { tlsFingerprint: "" } }).pins, [""]);
   assertEquals([ssh.url, ssh.pins, ssh.way], [
     "wss://127.0.0.1:18789",
     [a],

@@ -1,9 +1,10 @@
 import { assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import type { ModelSource } from "../../gateway/agent/runs.ts";
 import { ModelError } from "../../gateway/agent/model.ts";
-import { zero } from "../support/cli.ts";
+import { spawnZero, zero } from "../support/cli.ts";
 import { startTestGateway } from "../support/gateway.ts";
-import { lastText, only, says, scriptedModel } from "../support/scripted_model.ts";
+import { hasScript, zeroOnTerminal } from "../support/pty.ts";
+import { hangs, lastText, only, says, scriptedModel } from "../support/scripted_model.ts";
 
 /** A gateway, and command lines that call it. */
 async function withGateway(models?: ModelSource) {
@@ -15,6 +16,8 @@ async function withGateway(models?: ModelSource) {
   const env = { ZERO_GATEWAY_URL: gateway.url, ZERO_GATEWAY_TOKEN: gateway.token };
   return {
     gateway,
+    home,
+    env,
     run: (args: string[], stdin?: string) => zero(args, { home, env, stdin }),
     [Symbol.asyncDispose]: () => owned.disposeAsync(),
   };
@@ -47,7 +50,10 @@ Deno.test("zero agent --wait ends with 1 and the reason when the run fails", asy
   const { code, stderr } = await setup.run(["agent", "--message", "one", "--wait"]);
 
   assertEquals(code, 1);
-  assertStringIncludes(stderr, "The key is refused. zero auth add test");
+  assertStringIncludes(
+    stderr,
+    "The key is refused. Run this on the gateway's machine: zero auth add test",
+  );
 });
 
 Deno.test("zero chat sends each line of a pipe, and shows the answers in their order", async () => {
@@ -81,6 +87,54 @@ Deno.test("what a model says cannot steer the terminal", async () => {
   await using setup = await withGateway(only(scriptedModel(() => says("a\u001b[2J\tb\nc"))));
 
   const { stdout } = await setup.run(["chat"], "one\n");
+  const agent = await setup.run(["agent", "--wait", "--message", "one"]);
 
-  assertEquals(stdout, "a\ufffd[2J\tb\nc\n");
+  assertEquals([stdout, agent.stdout], ["a\ufffd[2J\tb\nc\n", "a\ufffd[2J\tb\nc\n"]);
 });
+
+for (const args of [["agent", "--wait", "--message", "go", "--session", "work"], ["chat"]]) {
+  Deno.test(`Ctrl-C in zero ${args[0]} stops the run itself, and ends with 130`, async () => {
+    const begun = Promise.withResolvers<void>();
+    const model = scriptedModel((turn) => {
+      begun.resolve();
+      return hangs(turn.signal);
+    });
+    await using setup = await withGateway(only(model));
+    const client = await setup.gateway.connect();
+    const child = spawnZero(args, setup, "piped");
+    const writer = child.stdin.getWriter();
+    await writer.write(new TextEncoder().encode("go\n"));
+    await begun.promise;
+
+    child.kill("SIGINT");
+    const { code } = await child.output();
+    await writer.close().catch(() => {}); // it may be gone already
+
+    const { stopReason } = await client.event("chat", ({ state }) => state === "aborted");
+    assertEquals([code, stopReason], [130, "rpc"]);
+  });
+}
+
+Deno.test("on a terminal Ctrl-C stops the answer, and the chat goes on", {
+  ignore: !hasScript && skipped("script(1) is not here"),
+}, async () => {
+  const model = scriptedModel((turn) =>
+    lastText(turn) === "go" ? hangs(turn.signal, "I begin") : says(`You said: ${lastText(turn)}`)
+  );
+  await using setup = await withGateway(only(model));
+
+  const { code, output } = await zeroOnTerminal(["chat"], setup, [
+    ["> ", "go\n"],
+    ["I begin", "\x03"],
+    ["stopped (rpc)\r\n> ", "two\n"],
+    ["You said: two\r\n> ", "\x03"],
+  ]);
+
+  assertEquals(code, 130, output);
+});
+
+/** Says why a test does not run. */
+function skipped(reason: string): true {
+  console.log(`skipped: ${reason}`);
+  return true;
+}

@@ -23,6 +23,7 @@ const CALL: BoundCall = {
   cwd: "/srv/work",
   env: ENV,
   sessionKey: "agent:main:main",
+  agentId: "main",
 };
 
 function request(command = COMMAND): ApprovalRequest {
@@ -99,6 +100,9 @@ function* mutatedCalls(): Generator<[what: string, call: BoundCall]> {
     yield [`session ${text}`, { ...CALL, sessionKey: text }];
   }
   yield ["no session", { ...CALL, sessionKey: null }];
+  // "Always" would add to the list of whichever agent the call names.
+  yield ["every agent", { ...CALL, agentId: "*" }];
+  yield ["no agent", { ...CALL, agentId: null }];
   yield ["another text beside it", { ...CALL, rawCommand: "git status" }];
 }
 

@@ -49,16 +49,46 @@ Deno.test("a key that the provider refuses is not kept, and not shown", async ()
 Deno.test("removing a provider removes its key, and the built-in agent answers again", async () => {
   await using at = await home();
   await at.zero(["auth", "add", "local", "--base-url", at.api.baseUrl, "--key", "-"], KEY);
+  await at.zero(["config", "set", "agents.defaults.fallbacks", '["local/x","other/y"]']);
 
   const { stdout } = await at.zero(["auth", "remove", "local"]);
 
   assertStringIncludes(stdout, "the built-in agent answers now");
   const { json } = await at.zero(["config", "get", "--json"]);
-  assertEquals([json.models?.providers?.local, json.agents?.defaults?.model], [
+  assertEquals([json.models?.providers?.local, json.agents?.defaults], [
     undefined,
-    undefined,
+    { fallbacks: ["other/y"] },
   ]);
   assertEquals(await Array.fromAsync(Deno.readDir(`${at.state}/credentials`)), []);
+});
+
+Deno.test("another model of a provider goes with the key that is there", async () => {
+  await using at = await home();
+  await at.zero(["auth", "add", "local", "--base-url", at.api.baseUrl, "--key", "-"], KEY);
+
+  const unknown = await at.zero(["auth", "add", "local", "--model", "other"]);
+  const known = await at.zero(["auth", "add", "local", "--model", "other", "--no-verify"]);
+
+  assertEquals([unknown.code, known.code], [2, 0]);
+  assertStringIncludes(unknown.stderr, "local does not offer it");
+  const { json } = await at.zero(["auth", "list", "--json"]);
+  assertEquals(json.providers[0].models, ["test-model", "other"]);
+  assertStringIncludes(json.providers[0].key, "credentials/local.key");
+});
+
+Deno.test("a provider that is not there is told with what to look at", async () => {
+  await using at = await home();
+  const listener = Deno.listen({ port: 0, hostname: "127.0.0.1" });
+  const { port } = listener.addr as Deno.NetAddr;
+  listener.close();
+
+  const { code, stderr } = await at.zero(
+    ["auth", "add", "local", "--base-url", `http://127.0.0.1:${port}/v1`, "--key", "-"],
+    KEY,
+  );
+
+  assertEquals(code, 1);
+  assertStringIncludes(stderr, "fix:   Look at its address");
 });
 
 Deno.test("what cannot be right is refused before anything is asked", async () => {
@@ -66,6 +96,7 @@ Deno.test("what cannot be right is refused before anything is asked", async () =
   const rows: [string[], string][] = [
     [["Bad Name"], "lower case"],
     [["nobody"], "--base-url"],
+    [["local", "--base-url", "api.example/v1", "--key", "env:KEY"], "no address"],
     [["local", "--base-url", at.api.baseUrl], "--key -"],
     [["local", "--base-url", at.api.baseUrl, "--key", KEY], "others could see it"],
     [["local", "--base-url", "http://api.example/v1", "--key", "env:KEY"], "not encrypted"],

@@ -210,10 +210,10 @@ Deno.test("plain ws:// to a public name: it stops at config, and names the way t
 
 Deno.test("a configuration that leads nowhere: it stops at config, with the setting", async () => {
   await using at = await machine({ config: { gateway: { mode: "remote" } } });
-  await using mistaken = await machine({ config: { gateway: { prot: 1 } } });
+  await using mistaken = await machine({ config: { gateway: { port: "x" } } });
 
   assertStops(await at.doctor(), "config", "gateway.remote.url missing", "set gateway.remote.url");
-  assertStops(await mistaken.doctor(), "config", "gateway.prot", "zero config validate");
+  assertStops(await mistaken.doctor(), "config", "gateway.port", "zero config validate");
   assertStops(
     await at.doctor({ url: "ws://127.0.0.1:1", "tls-fingerprint": SHOWN, token: TOKEN }),
     "config",
@@ -246,9 +246,9 @@ Deno.test("what takes connections and says nothing, or no HTTP: it stops at prot
   await using at = await machine();
 
   assertStops(
-    await at.doctor({ port: silent.port, timeout: 300 }),
+    await at.doctor({ port: silent.port, timeout: 1_500 }),
     "protocol",
-    "did not answer within 300 ms",
+    "did not answer within 1500 ms",
     "zero gateway status",
   );
   assertStops(
@@ -481,7 +481,12 @@ Deno.test("a name that is not served: it stops at host-origin, with the setting 
 
   const hops = await at.doctor({ remote: "box" });
 
-  assertStops(hops, "host-origin", "(421)", "zero config set gateway.allowedHosts");
+  assertStops(
+    hops,
+    "host-origin",
+    "does not serve the name it was asked for (421)",
+    "zero config set gateway.allowedHosts '[\"NAME\"]', with the name that the proxy sends as Host",
+  );
 });
 
 Deno.test("an Origin added on the way: it stops at host-origin", async () => {

@@ -210,11 +210,14 @@ Deno.test("sessions: one a request, one a user, or the one a header names; agent
     { role: "user", content: "more" },
   ];
   await send({ user: "Ada", messages: again });
-  assertEquals(model.turns.at(-1)!.messages.map(({ role }) => role).join(), [
-    "user,assistant",
-    "user,assistant",
-    "user",
-  ].join());
+  assertEquals(
+    model.turns.at(-1)!.messages.map(({ role }) => role).join(),
+    [
+      "user,assistant",
+      "user,assistant",
+      "user",
+    ].join(),
+  );
 });
 
 Deno.test("requests that cannot be answered say why", async () => {
@@ -232,7 +235,10 @@ Deno.test("requests that cannot be answered say why", async () => {
       { messages: user([{ type: "image_url", image_url: { url: "https://a.example/b.png" } }]) },
       "image_url must be a data: URL",
     ],
-    [{ user: "u".repeat(600), messages: user("x") }, "invalid session key (at most 512 characters)"],
+    [
+      { user: "u".repeat(600), messages: user("x") },
+      "invalid session key (at most 512 characters)",
+    ],
   ];
 
   for (const [body, message] of rows) {

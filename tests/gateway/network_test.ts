@@ -140,8 +140,22 @@ Deno.test("each forwarding header makes a request not local, from a trusted prox
         [true, false, false],
         what,
       );
+      assertEquals(from.isFromProxy, trusted.length > 0, what);
     }
   }
+});
+
+Deno.test("only what a trusted proxy passed on is from it: not what it asks itself, nor what others say", () => {
+  const forwarded = { "x-forwarded-for": "203.0.113.7" };
+  const isFromProxy = (peer: string, headers: Headers) =>
+    provenance(peer, headers, ["10.0.0.0/8"]).isFromProxy;
+
+  assertEquals(isFromProxy("10.0.0.1", forwarded), true);
+  assertEquals(isFromProxy("::ffff:10.0.0.1", forwarded), true);
+  assertEquals(isFromProxy("10.0.0.1", {}), false);
+  assertEquals(isFromProxy("11.0.0.1", forwarded), false);
+  assertEquals(isFromProxy("11.0.0.1", { "x-forwarded-for": "10.0.0.1" }), false);
+  assertEquals(isFromProxy("127.0.0.1", forwarded), false);
 });
 
 Deno.test("who forwards without being trusted has no known client, and one bucket for all", () => {

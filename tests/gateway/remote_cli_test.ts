@@ -4,6 +4,8 @@ import { type CliResult, spawnZero, zero } from "../support/cli.ts";
 import { startTestGateway, TOKEN } from "../support/gateway.ts";
 import { hasScript, zeroOnTerminal } from "../support/pty.ts";
 
+const PIN = "12".repeat(32);
+
 /** A machine without a gateway, on which commands are run; and a gateway elsewhere. */
 async function laptop() {
   const gateway = await startTestGateway();
@@ -137,6 +139,8 @@ Deno.test("what cannot be added is refused before anything is written", async ()
     [["home", "--ssh=-oProxyCommand=x"], "Cannot use --ssh: it is no machine"],
     [["home", "--ssh", "a b"], "Cannot use --ssh: it is no machine"],
     [["home", "--url", url, "--tls-fingerprint", "ab"], "Cannot use --tls-fingerprint"],
+    [["home", "--url", url, "--tls-fingerprint", ""], "Cannot use --tls-fingerprint"],
+    [["home", "--url", url, "--tls-fingerprint", `${PIN} until soon`], "Cannot use --tls-finger"],
     [["home", "--url", url, "--token-from", "secret"], "Cannot use --token-from: it is no"],
     [["home", "--url", url, "--token-from", "env:x", "--no-token"], "--no-token"],
   ];
@@ -235,4 +239,20 @@ Deno.test("where the gateway wants a token and none was given, the test says whi
 
   assertEquals(code, 1);
   assertEquals(json.error.code, "AUTH_TOKEN_MISSING");
+});
+
+Deno.test("a remote may have several pins, and pins that end", async () => {
+  await using at = await laptop();
+  const next = "34".repeat(32);
+  const add = (name: string, pins: string) =>
+    at.run(["remote", "add", name, "--url", "wss://gw.example", "--tls-fingerprint", pins]);
+
+  await add("one", `sha256:${PIN}`);
+  await add("two", `sha256:${PIN} until 2027-01-31, ${next}`);
+  const { config } = await at.config();
+  const shown = await at.run(["remote", "show", "two", "--json"]);
+
+  assertEquals(config.remotes?.one.tlsFingerprint, PIN);
+  assertEquals(config.remotes?.two.tlsFingerprint, [{ sha256: PIN, until: "2027-01-31" }, next]);
+  assertEquals(shown.json.tlsFingerprints, [`${PIN} until 2027-01-31`, next]);
 });

@@ -4,7 +4,7 @@
 import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { type CliResult, spawnZero, zero } from "../support/cli.ts";
 import { within } from "../support/client.ts";
-import { startTestGateway, TOKEN } from "../support/gateway.ts";
+import { startTestGateway, type TestGatewayOptions, TOKEN } from "../support/gateway.ts";
 import { eventually } from "../support/process.ts";
 import { sshdObstacle, type SshdOptions, startSshd } from "../support/sshd.ts";
 
@@ -12,9 +12,9 @@ if (sshdObstacle) console.log(`skipped: gateways behind ssh, ${sshdObstacle}`);
 const ignore = sshdObstacle !== undefined;
 
 /** A gateway and an sshd in front of it, and another machine. */
-async function away(options: SshdOptions = {}) {
+async function away(options: SshdOptions = {}, behind: TestGatewayOptions = {}) {
   await using stack = new AsyncDisposableStack();
-  const gateway = stack.use(await startTestGateway());
+  const gateway = stack.use(await startTestGateway(behind));
   const sshd = stack.use(await startSshd(options));
   const home = await Deno.makeTempDir({ prefix: "zero-away-" });
   stack.defer(() => Deno.remove(home, { recursive: true }));
@@ -74,6 +74,60 @@ Deno.test({
       ]),
       [["default", alias, port]],
     );
+  },
+});
+
+Deno.test({
+  name: "commands that begin at once in remote mode share one tunnel, whichever of them opens it",
+  ignore,
+  async fn() {
+    await using at = await away();
+    const { sshd: { alias }, gateway: { port } } = at;
+    await at.configure({
+      gateway: {
+        mode: "remote",
+        remote: { transport: "ssh", sshTarget: alias, remotePort: port, token: TOKEN },
+      },
+    });
+
+    const all = await Promise.all([1, 2, 3].map(() => at.run(["health", "--json"])));
+
+    for (const { code, stderr } of all) assertEquals(code, 0, stderr);
+    const opened = all.filter(({ stderr }) => /^Opened the tunnel default /m.test(stderr));
+    assertEquals(opened.length, 1, all.map(({ stderr }) => stderr).join());
+  },
+});
+
+Deno.test({
+  name: "a pinned gateway behind ssh is reached with its pin, and another one is told nothing",
+  ignore,
+  async fn() {
+    await using at = await away({}, { config: { gateway: { tls: { enabled: true } } } });
+    const { sshd: { alias: sshTarget }, gateway: { port: remotePort, running } } = at;
+    const remote = { transport: "ssh", sshTarget, remotePort, token: TOKEN };
+    const pin = running.fingerprint!;
+    await at.configure({
+      remotes: {
+        right: { ...remote, tlsFingerprint: ["ab".repeat(32), pin] },
+        wrong: { ...remote, tlsFingerprint: "ab".repeat(32) },
+      },
+    });
+
+    const right = await at.run(["health", "--remote", "right", "--json"]);
+    await at.run(["tunnel", "down", "--all"]);
+    const wrong = await at.run(["health", "--remote", "wrong", "--json"]);
+    const up = await at.run(["tunnel", "up", "wrong", "--local-port", "0", "--json"]);
+    const typed = await at.run(["tunnel", "up", "typed", ...at.to, "--local-port", "0"].concat(
+      "--tls-fingerprint",
+      `${pin} until 2099-01-01`,
+    ));
+
+    assertEquals([right.code, right.json?.ok], [0, true], right.stderr);
+    assertEquals([wrong.code, wrong.json.error.code], [1, "GATEWAY_TLS"], wrong.stderr);
+    assertStringIncludes(wrong.stderr, "gateway tls fingerprint mismatch");
+    assertEquals([up.code, up.json.error.code], [1, "TUNNEL_TLS"], up.stderr);
+    assertEquals(typed.code, 0, typed.stderr);
+    assertMatch(typed.stdout, /--url wss:\/\/127\.0\.0\.1:\d+ --tls-fingerprint sha256:/);
   },
 });
 

@@ -17,7 +17,7 @@ import {
 import { Client, reconnectDelayMs } from "../../rpc/client.ts";
 import { dial, shownFingerprint } from "../../tunnel/dial.ts";
 import { TunnelError } from "../../tunnel/error.ts";
-import { CERTIFICATE, PRIVATE_KEY } from "../support/certificate.ts";
+import { CERTIFICATE, LEAF_CERTIFICATE, LEAF_KEY, PRIVATE_KEY } from "../support/certificate.ts";
 import { zero } from "../support/cli.ts";
 import { startTestGateway, type TestGateway, type TestGatewayOptions } from "../support/gateway.ts";
 import { eventually } from "../support/process.ts";
@@ -249,6 +249,35 @@ Deno.test("a certificate of one's own is served from where it is, and never repl
   assertEquals(await loadCertificate(certificateFiles(tls, gateway.paths.stateDir)), undefined);
 });
 
+Deno.test("a chain that was replaced beside its certificate is served without a restart", async () => {
+  await using temp = await tempFiles();
+  const own = {
+    certPath: `${temp.dir}/own.pem`,
+    keyPath: `${temp.dir}/own.key`,
+    caPath: `${temp.dir}/chain.pem`,
+  };
+  await Deno.writeTextFile(own.certPath, LEAF_CERTIFICATE);
+  await Deno.writeTextFile(own.keyPath, LEAF_KEY, { mode: 0o600 });
+  await Deno.writeTextFile(own.caPath, "");
+  await using gateway = await startTls({ config: { gateway: { tls: { enabled: true, ...own } } } });
+  const { connect } = await import("node:tls");
+  const isTrusted = () =>
+    new Promise<boolean>((resolve) => {
+      const socket = connect({ port: gateway.port, host: "127.0.0.1", rejectUnauthorized: false });
+      socket.once("secureConnect", () => {
+        // Only with the chain is there somebody who signed it.
+        resolve(Object.keys(socket.getPeerCertificate(true).issuerCertificate ?? {}).length > 0);
+        socket.destroy();
+      });
+      socket.once("error", () => resolve(false));
+    });
+  assertEquals(await isTrusted(), false);
+
+  await Deno.writeTextFile(own.caPath, CERTIFICATE);
+
+  await eventually("the chain is served", isTrusted);
+});
+
 Deno.test("a start without a usable certificate is refused with what stands in the way", async () => {
   await using temp = await tempFiles();
   const key = `${temp.dir}/key.pem`;
@@ -316,6 +345,35 @@ Deno.test("commands on the gateway's machine expect its own certificate, also wh
   assertStringIncludes(first.stderr, `TLS fingerprint: ${fingerprint}`);
   assertEquals([during.code, during.json.ok], [0, true], during.stderr);
   assertEquals(without.code, 1);
+});
+
+Deno.test("a command that meets TLS where it expects none, or a certificate nobody knows, says what to do", async () => {
+  await using gateway = await startTls();
+  const home = await Deno.makeTempDir({ prefix: "zero-tls-" });
+  await using _home = { [Symbol.asyncDispose]: () => Deno.remove(home, { recursive: true }) };
+  const { port } = gateway;
+  const secret = ["--json", "--token", gateway.token];
+
+  const plain = await zero(["health", "--port", String(port), ...secret], { home });
+  const unknown = await zero(["health", "--url", `wss://127.0.0.1:${port}`, ...secret], { home });
+  const blank = await zero([
+    "health",
+    "--url",
+    `wss://127.0.0.1:${port}`,
+    "--tls-fingerprint",
+    "",
+    ...secret,
+  ], { home });
+
+  assertEquals([plain.code, plain.json.error.code, plain.json.error.fix], [
+    1,
+    "GATEWAY_TLS",
+    `--url wss://127.0.0.1:${port}`,
+  ]);
+  assertStringIncludes(plain.stderr, "speaks TLS");
+  assertEquals([unknown.code, unknown.json.error.code], [1, "GATEWAY_TLS"]);
+  assertStringIncludes(unknown.json.error.fix, `sha256:${gateway.running.fingerprint}`);
+  assertEquals([blank.code, blank.json.error.message], [1, "gateway tls fingerprint missing"]);
 });
 
 async function overTls({ port }: TestGateway, request: string) {

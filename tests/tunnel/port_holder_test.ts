@@ -1,5 +1,5 @@
 import { assertEquals } from "@std/assert";
-import { findPortHolder } from "../../tunnel/port_holder.ts";
+import { findPortHolder, isOthersPort } from "../../tunnel/port_holder.ts";
 import type { ProcessRunner } from "../../tunnel/process.ts";
 import { startTestGateway } from "../support/gateway.ts";
 
@@ -65,4 +65,24 @@ Deno.test("another program on the port is told apart, whatever it answers", asyn
       program: "python3",
     });
   }
+});
+
+Deno.test("a port that another user listens at is told apart, where the system says so", async () => {
+  const row = (user: string) => `LISTEN 0 128 127.0.0.1:40000 0.0.0.0:* ${user} ino:1 sk:1 <->\n`;
+  const cases: [stdout: string, uid: number | null, isOthers: boolean][] = [
+    [row("uid:1000"), 1_000, false],
+    [row("uid:1001"), 1_000, true],
+    [row("uid:1001"), 0, true],
+    [row(""), 1_000, false],
+    ["", 1_000, false],
+    [row("uid:1001"), null, false],
+  ];
+  for (const [ss, uid, isOthers] of cases) {
+    const runner = printing({ ss });
+    assertEquals(await isOthersPort(40_000, { runner, uid }), isOthers, `${ss} ${uid}`);
+  }
+  assertEquals(await isOthersPort(40_000, { runner: printing({}) }), false);
+
+  await using own = strangerOn("");
+  assertEquals(await isOthersPort(own.port), false);
 });

@@ -1,6 +1,11 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
 import { ModelError, type Turn, type TurnPart } from "../../../gateway/agent/model.ts";
-import { ApiModel, type Provider, type ProviderApi } from "../../../gateway/agent/provider.ts";
+import {
+  ApiModel,
+  type ModelTraits,
+  type Provider,
+  type ProviderApi,
+} from "../../../gateway/agent/provider.ts";
 import type { Message } from "../../../gateway/sessions.ts";
 import { type ModelApi, type Reply, startModelApi } from "../../support/model_api.ts";
 
@@ -218,6 +223,42 @@ for (const api of APIS) {
   });
 }
 
+Deno.test("an image of a kind that providers refuse is named, not sent", async () => {
+  await using server = startModelApi([{ text: "ok" }]);
+  const image = { type: "image" as const, mimeType: "image/svg+xml", data: "PHN2Zz4=" };
+  const look = user("look");
+
+  await spoken(
+    modelOf(server),
+    turn({ messages: [{ ...look, content: [...look.content, image] }] }),
+  );
+
+  const sent = JSON.stringify(server.requests[0].body.messages);
+  assert(sent.includes("an image that cannot be read: image/svg+xml"), sent);
+  assert(!sent.includes("PHN2Zz4="), sent);
+});
+
+Deno.test("anthropic-messages: thinking is not asked for between a tool and its answer", async () => {
+  await using server = startModelApi([{ text: "ok" }]);
+  const traits = { isReasoning: true, maxTokens: 8_000 };
+  const model = modelOf(server, { api: "anthropic-messages" }, traits);
+  const call = { type: "toolCall" as const, id: "c1", name: "node_list", arguments: {} };
+  const result = { ...user("none"), role: "toolResult" as const, toolCallId: "c1" };
+  const middle = [
+    user("which nodes?"),
+    { ...user(""), role: "assistant" as const, content: [call] },
+    result,
+  ];
+
+  await spoken(model, turn({ thinking: "low" }));
+  await spoken(model, turn({ thinking: "low", messages: middle }));
+
+  assertEquals(server.requests.map(({ body }) => body.thinking), [
+    { type: "enabled", budget_tokens: 2_048 },
+    undefined,
+  ]);
+});
+
 Deno.test("a provider that is not there is named with its address setting", async () => {
   const listener = Deno.listen({ port: 0, hostname: "127.0.0.1" });
   const { port } = listener.addr as Deno.NetAddr;
@@ -250,13 +291,20 @@ Deno.test("a transcript longer than the model can read loses its oldest turns", 
 
 function modelOf(
   { baseUrl }: Pick<ModelApi, "baseUrl">,
-  { api, key = "test-key", pauses = [], idleTimeoutMs = 30_000, contextTokens = 128_000 }: {
-    api: ProviderApi;
+  {
+    api = "openai-completions",
+    key = "test-key",
+    pauses = [],
+    idleTimeoutMs = 30_000,
+    contextTokens = 128_000,
+  }: {
+    api?: ProviderApi;
     key?: string;
     pauses?: number[];
     idleTimeoutMs?: number;
     contextTokens?: number;
-  },
+  } = {},
+  traits: Partial<ModelTraits> = {},
 ): ApiModel {
   const provider: Provider = {
     name: "test",
@@ -266,7 +314,7 @@ function modelOf(
     key: () => Promise.resolve(key),
     forgetKey() {},
   };
-  return new ApiModel(provider, { id: "test-model", contextTokens }, {
+  return new ApiModel(provider, { id: "test-model", contextTokens, ...traits }, {
     pause(ms) {
       pauses.push(ms);
       return Promise.resolve();

@@ -245,27 +245,36 @@ Deno.test("a tool call that cannot be read is not run, and the model hears why",
 });
 
 Deno.test("a run that is stopped between two tools does not begin the second", async () => {
-  const used: string[] = [];
-  const tool = actingTool(({ name }) => {
-    used.push(String(name));
-    // The end of the first tool and the stop come in the same moment.
-    queueMicrotask(() => it.runs.abort({ sessionKey: request("").sessionKey }, "rpc"));
-    return Promise.resolve({ text: "done" });
-  });
   const model = scriptedModel(() => [
     { type: "toolCall", id: "1", name: "act", args: { name: "one" } },
     { type: "toolCall", id: "2", name: "act", args: { name: "two" } },
     { type: "end", stopReason: "toolUse" },
   ]);
-  await using it = await setup(only(model), { tools: [tool] });
+  // The end of the first tool and the stop come in the same moment, in every order.
+  for (let steps = 0; steps < 12; steps++) {
+    let isStopped = false;
+    const begunLate: unknown[] = [];
+    const stop = (left: number) => {
+      if (left > 0) return queueMicrotask(() => stop(left - 1));
+      isStopped = true;
+      it.runs.abort({ sessionKey: request("").sessionKey }, "rpc");
+    };
+    const tool = actingTool(({ name }) => {
+      if (isStopped) begunLate.push(name);
+      if (name === "two") return new Promise(() => {});
+      stop(steps);
+      return Promise.resolve({ text: "done" });
+    });
+    await using it = await setup(only(model), { tools: [tool] });
 
-  const { status } = await it.runs.start(request("go")).done;
-  await new Promise((resolve) => setTimeout(resolve)); // what is left of the run has its turn
+    const { status } = await it.runs.start(request("go")).done;
+    await new Promise((resolve) => setTimeout(resolve)); // what is left of the run has its turn
 
-  assertEquals([status, used], ["aborted", ["one"]]);
-  const { messages } = it.sessions.history(request("").sessionKey);
-  const results = messages.filter(({ role }) => role === "toolResult");
-  assertEquals(results.map(({ toolCallId }) => toolCallId), ["1", "2"]);
+    assertEquals([status, begunLate], ["aborted", []], `after ${steps} steps`);
+    const { messages } = it.sessions.history(request("").sessionKey);
+    const results = messages.filter(({ role }) => role === "toolResult");
+    assertEquals(results.map(({ toolCallId }) => toolCallId), ["1", "2"], `after ${steps} steps`);
+  }
 });
 
 Deno.test("what a turn used is counted also when it came to nothing", async () => {

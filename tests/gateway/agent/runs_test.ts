@@ -148,6 +148,31 @@ Deno.test("deltas of one run are at least 150 ms apart, and the last words are i
   assert(textOf(final.message).endsWith("38 39 "));
 });
 
+Deno.test("the longer an answer, the less often all of it is told", async () => {
+  async function* talk(): AsyncGenerator<TurnPart> {
+    for (let index = 0; index < 300; index++) {
+      yield { type: "text", delta: "x".repeat(2_500) };
+      await new Promise((resolve) => setTimeout(resolve, 1));
+    }
+    yield { type: "end", stopReason: "stop" };
+  }
+  await using gateway = await startTestGateway({ models: only(scriptedModel(talk)) });
+  const client = await gateway.connect();
+  const startedAtMs = performance.now();
+
+  const { runId } = await send(client, "talk");
+  const final = await ending(client, runId);
+
+  const tookMs = performance.now() - startedAtMs;
+  const told = eventsOf(client, "agent", runId).filter(({ stream }) => stream === "assistant");
+  assertEquals(told.map(({ data }) => data.delta).join("").length, 750_000);
+  const sizes = told.map(({ data }) => data.text.length);
+  const total = sizes.reduce((sum, size) => sum + size, 0);
+  // The last two go out at once: the end waits for nobody.
+  assert(total - 2 * 750_000 <= 4_000 * tookMs, `${total} characters in ${tookMs} ms: ${sizes}`);
+  assertEquals(textOf(final.message).length, 750_000);
+});
+
 Deno.test("tools show on protocol 3 only where the session is verbose, and on protocol 4 always", async () => {
   const model = scriptedModel((turn) =>
     turn.messages.at(-1)!.role === "user" ? calls("gateway_status", {}) : says("Done.")
@@ -385,11 +410,16 @@ Deno.test("a run goes on without the client that started it", async () => {
 Deno.test("nothing is told of a run after its end, whatever its model still says", async () => {
   const late = gate();
   const model = scriptedModel(async function* (turn) {
-    yield { type: "text", delta: "one" } as const;
-    // Goes on as if it had not heard.
-    await new Promise((resolve) => turn.signal.addEventListener("abort", resolve));
-    yield { type: "text", delta: "two" } as const;
-    late.resolve();
+    try {
+      yield { type: "text", delta: "one" } as const;
+      // Goes on as if it had not heard.
+      if (!turn.signal.aborted) {
+        await new Promise((resolve) => turn.signal.addEventListener("abort", resolve));
+      }
+      yield { type: "text", delta: "two" } as const;
+    } finally {
+      late.resolve();
+    }
   });
   await using gateway = await startTestGateway({ models: only(model) });
   const client = await gateway.connect();
@@ -398,7 +428,7 @@ Deno.test("nothing is told of a run after its end, whatever its model still says
 
   await client.call("chat.abort", { sessionKey: SESSION });
   await ending(client, runId);
-  await late.promise.catch(() => {});
+  await late.promise;
   await client.call("health", {});
 
   const last = eventsOf(client, "agent", runId).at(-1)!;

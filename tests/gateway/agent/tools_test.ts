@@ -212,6 +212,41 @@ Deno.test("a picture of a node goes to the model as one, and into the result of 
   assert(!lastText(model.turns[1]).includes("AAAA"));
 });
 
+Deno.test("files that no model can read are left out of what a node answers", async () => {
+  const model = asking("node_invoke", { node: "phone", command: "system.which" });
+  await using gateway = await startTestGateway({ models: only(model) });
+  const clip = { format: "mp4", base64: "AbC0".repeat(25_000), note: "a ".repeat(3_000) };
+  await using _node = await serveNode(gateway, () => payload(clip), { name: "phone" });
+  const client = await gateway.connect();
+
+  const answer = JSON.parse(await chat(client, "clip"));
+
+  assertEquals(answer, { ...clip, base64: "[75000 bytes of base64 left out]" });
+});
+
+Deno.test("another conversation is shown without its images", async () => {
+  const model = scriptedModel((turn) => {
+    if (lastText(turn) !== "look back") return says("seen");
+    return calls("session_history", { session: "agent:main:other" });
+  });
+  await using gateway = await startTestGateway({ models: only(model) });
+  const client = await gateway.connect();
+  await client.call("agent", {
+    message: "a picture",
+    sessionKey: "other",
+    idempotencyKey: "p",
+    attachments: [{ mimeType: "image/png", content: "QUJD".repeat(1_000) }],
+  });
+  await client.call("agent.wait", { runId: "p" });
+
+  await chat(client, "look back");
+
+  const told = lastText(model.turns.at(-1)!);
+  assertStringIncludes(told, "[image left out: image/png]");
+  assertStringIncludes(told, "a picture");
+  assert(!told.includes("QUJD"));
+});
+
 Deno.test("a node that is away is told of softly, at once", async () => {
   const model = asking("node_run", { node: "away", argv: ["uname"] });
   await using gateway = await startTestGateway({ models: only(model) });

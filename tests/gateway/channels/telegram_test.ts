@@ -1,4 +1,5 @@
 import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { DatabaseSync } from "node:sqlite";
 import type { AgentModel, TurnPart } from "../../../gateway/agent/model.ts";
 import {
   type BotApi,
@@ -285,6 +286,33 @@ Deno.test("the same update twice is one message", async () => {
 
   assertEquals(at.bot.sent.filter(isSent(/owner/i)).length >= 1, true);
   assertEquals(at.bot.sent.length, 2);
+});
+
+Deno.test("after a quiet week updates are asked for from wherever they begin, and none is done twice", async () => {
+  await using bot = startBotApi();
+  const stateDir = await Deno.makeTempDir();
+  const config = {
+    channels: { telegram: { botToken: bot.token, apiRoot: bot.root, allowFrom: [OWNER.id] } },
+  };
+  const message = bot.write("/whoami");
+  const positions: number[] = [];
+  for (const age of [0, 7 * 24 * 3_600_000]) {
+    const db = new DatabaseSync(`${stateDir}/zero.sqlite`);
+    const isThere = db.prepare("SELECT 1 FROM sqlite_schema WHERE name = 'channel_offsets'").get();
+    if (isThere) db.prepare("UPDATE channel_offsets SET moved_at_ms = moved_at_ms - ?").run(age);
+    db.close();
+    const polls = bot.offsets.length;
+    await using _ = await startTestGateway({ stateDir, config });
+    bot.push({ message });
+    bot.write(`/help ${age}`);
+    await bot.until(({ method, params }) => method === "sendMessage" && /invoke/.test(params.text));
+    await bot.acknowledged(bot.nextUpdate - 1);
+    positions.push(bot.offsets[polls]);
+  }
+
+  assertEquals(positions, [0, 0]);
+  assertEquals(bot.sent.filter(isSent(/an owner of/)).length, 1);
+  await Deno.remove(stateDir, { recursive: true });
 });
 
 interface Opened extends AsyncDisposable {

@@ -28,11 +28,21 @@ Deno.test("which files a shell or program reads when it starts is not for caller
     ...["HOME", "ZDOTDIR", "BASH_ENV", "ENV", "SHELL", "USER", "PROMPT_COMMAND", "PS4", "IFS"],
     ...["XDG_CONFIG_HOME", "GIT_SSH_COMMAND", "GIT_CONFIG_GLOBAL", "BASH_FUNC_ls%%", "PAGER"],
     ...["SHELLOPTS", "PYTHONSTARTUP", "ZERO_STATE_DIR", "npm_config_prefix", "home", "EDITOR"],
+    ...["TAR_OPTIONS", "RSYNC_RSH", "RIPGREP_CONFIG_PATH", "FZF_DEFAULT_COMMAND", "LESSOPEN"],
+    ...["GH_PAGER", "SVN_SSH", "KUBE_EDITOR", "MAVEN_OPTS", "SUDO_ASKPASS", "BASH_LOADABLES_PATH"],
+    ...["PYTHONWARNINGS", "PYTHONPYCACHEPREFIX", "PERLLIB", "RUBYLIB", "NODE_PATH", "LUA_INIT"],
+    ...["DOTNET_STARTUP_HOOKS", "GLIBC_TUNABLES", "SSLKEYLOGFILE", "CC", "GOROOT", "JAVA_HOME"],
   ];
   const values = Object.fromEntries(names.map((name) => [name, "/evil"]));
 
   assertEquals(childEnv(NODE, values), NODE);
   assertEquals(childEnv({ ...NODE, ZDOTDIR: "/home/me/zsh" }, {}).ZDOTDIR, "/home/me/zsh");
+});
+
+Deno.test("what only says how a program goes about it may be set", () => {
+  const wanted = { NODE_ENV: "test", PYTHONUNBUFFERED: "1", LC_ALL: "C", TZ: "UTC", DEBUG: "*" };
+
+  assertEquals(childEnv(NODE, wanted), { ...NODE, ...wanted });
 });
 
 Deno.test("PATH can only be added to in front", () => {

@@ -121,13 +121,40 @@ Deno.test("a shell that was always allowed is still asked about", async () => {
   await using gateway = await startTestGateway();
   await using node = await startTestNode(gateway);
   const operator = await gateway.connect(ALL);
-  for (const argv of [["bash", "-c", "id"], ["/bin/sh", "script"], ["env", "id"]]) {
+  // Another name of a shell is a shell.
+  await Deno.symlink("/bin/sh", `${node.home}/tool`);
+  const argvs = [["bash", "-c", "id"], ["/bin/sh", "script"], ["env", "id"], [
+    "find",
+    "-maxdepth",
+    "0",
+  ]];
+  for (const argv of [...argvs, [`${node.home}/tool`, "-c", "id"]]) {
     await approve(operator, node, argv, "allow-always");
     await invoke(operator, node, "system.run", { command: argv });
 
     const { agents } = JSON.parse(await Deno.readTextFile(node.approvalsFile));
     assertEquals(agents.main?.allowlist ?? [], [], argv.join(" "));
   }
+});
+
+Deno.test("always adds nothing for what was allowed as it is", async () => {
+  await using gateway = await startTestGateway();
+  await using node = await startTestNode(gateway);
+  const operator = await gateway.connect(ALL);
+  const line = "uname | head -1";
+  const argv = ["/bin/sh", "-lc", line];
+
+  await approve(operator, node, argv, "allow-always", { command: line });
+  await invoke(operator, node, "system.run", { command: argv, rawCommand: line });
+
+  const { agents } = JSON.parse(await Deno.readTextFile(node.approvalsFile));
+  const patterns = agents.main.allowlist.map(({ pattern }: { pattern: string }) => pattern);
+  assertEquals(patterns.length, 1);
+  assertMatch(patterns[0], /\/uname$/);
+  assertEquals(
+    await refusedBy(operator, node, "system.run", { command: ["head", "/etc/passwd"] }),
+    "SYSTEM_RUN_DENIED: approval required",
+  );
 });
 
 Deno.test("a text beside the argv that says something else is refused by the node itself", async () => {
