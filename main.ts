@@ -2,8 +2,8 @@
 // errors. Everything else is loaded by the command that needs it.
 
 import project from "./deno.json" with { type: "json" };
-import { configCommands } from "./config/cli.ts";
 import {
+  type Command,
   EXIT_FAILURE,
   EXIT_OK,
   EXIT_USAGE,
@@ -14,25 +14,8 @@ import {
   runProgram,
   UsageError,
 } from "./config/command.ts";
-import { completionsCommand } from "./config/completions.ts";
 import { withoutProxy } from "./config/forward_proxy.ts";
 import { type Env, inProfile, type Paths, resolvePaths } from "./config/paths.ts";
-import { agentCommands } from "./gateway/agent_cli.ts";
-import { approvalsCommands } from "./gateway/approvals_cli.ts";
-import { authCommands } from "./gateway/auth_cli.ts";
-import { certCommands } from "./gateway/cert_cli.ts";
-import { channelsCommands } from "./gateway/channels_cli.ts";
-import { gatewayCommands } from "./gateway/cli.ts";
-import { cronCommands } from "./gateway/cron_cli.ts";
-import { devicesCommands } from "./gateway/devices_cli.ts";
-import { doctorCommands } from "./gateway/doctor_cli.ts";
-import { nodesCommands } from "./gateway/nodes_cli.ts";
-import { nodeCommands } from "./gateway/node_cli.ts";
-import { remoteCommands } from "./gateway/remote_cli.ts";
-import { runCommand } from "./gateway/run_cli.ts";
-import { securityCommands } from "./gateway/security_cli.ts";
-import { tunnelCommands } from "./gateway/tunnel_cli.ts";
-import { sessionsCommands } from "./gateway/sessions_cli.ts";
 import { OutputClosed, Terminal, type TerminalOptions } from "./config/terminal.ts";
 import { RpcError } from "./rpc/error.ts";
 import { TunnelError } from "./tunnel/error.ts";
@@ -44,6 +27,98 @@ export interface World {
   cwd: string;
   streams: Pick<TerminalOptions, "stdin" | "stdout" | "stderr" | "columns">;
 }
+
+/** Commands that stand in one file, which is loaded when one of them may be meant. */
+interface Family {
+  /** What their paths begin with. */
+  words: readonly string[];
+  load(parts: Parts): Promise<Command[]>;
+}
+
+/** What commands are given. */
+interface Parts {
+  place(): Paths;
+  version: string;
+  program(): Program;
+}
+
+/** In the order of the help. Loading all of them would cost every command a quarter of its time. */
+const FAMILIES: readonly Family[] = [
+  {
+    words: ["gateway"],
+    load: async (parts) => [(await import("./gateway/run_cli.ts")).runCommand(parts)],
+  },
+  {
+    words: ["health", "gateway", "status", "call", "logs"],
+    load: async (parts) => (await import("./gateway/cli.ts")).gatewayCommands(parts),
+  },
+  {
+    words: ["doctor"],
+    load: async (parts) => (await import("./gateway/doctor_cli.ts")).doctorCommands(parts),
+  },
+  {
+    words: ["agent", "gateway", "chat"],
+    load: async (parts) => (await import("./gateway/agent_cli.ts")).agentCommands(parts),
+  },
+  {
+    words: ["gateway"],
+    load: async (parts) => (await import("./gateway/cert_cli.ts")).certCommands(parts),
+  },
+  {
+    words: ["remote"],
+    load: async (parts) => (await import("./gateway/remote_cli.ts")).remoteCommands(parts),
+  },
+  {
+    words: ["tunnel"],
+    load: async (parts) => (await import("./gateway/tunnel_cli.ts")).tunnelCommands(parts),
+  },
+  {
+    words: ["devices", "join", "audit"],
+    load: async (parts) => (await import("./gateway/devices_cli.ts")).devicesCommands(parts),
+  },
+  {
+    words: ["node"],
+    load: async (parts) => (await import("./gateway/node_cli.ts")).nodeCommands(parts),
+  },
+  {
+    words: ["nodes"],
+    load: async (parts) => (await import("./gateway/nodes_cli.ts")).nodesCommands(parts),
+  },
+  {
+    words: ["approvals"],
+    load: async (parts) => (await import("./gateway/approvals_cli.ts")).approvalsCommands(parts),
+  },
+  {
+    words: ["channels", "pairing", "message", "gateway"],
+    load: async (parts) => (await import("./gateway/channels_cli.ts")).channelsCommands(parts),
+  },
+  {
+    words: ["auth", "models", "gateway"],
+    load: async (parts) => (await import("./gateway/auth_cli.ts")).authCommands(parts),
+  },
+  {
+    words: ["sessions"],
+    load: async (parts) => (await import("./gateway/sessions_cli.ts")).sessionsCommands(parts),
+  },
+  {
+    words: ["cron"],
+    load: async (parts) => (await import("./gateway/cron_cli.ts")).cronCommands(parts),
+  },
+  {
+    words: ["security"],
+    load: async (parts) => (await import("./gateway/security_cli.ts")).securityCommands(parts),
+  },
+  {
+    words: ["config"],
+    load: async (parts) => (await import("./config/cli.ts")).configCommands(parts),
+  },
+  {
+    words: ["completions"],
+    load: async ({ program }) => [
+      (await import("./config/completions.ts")).completionsCommand(program),
+    ],
+  },
+];
 
 if (import.meta.main) {
   const { stdin, stdout, stderr } = Deno;
@@ -69,7 +144,7 @@ if (import.meta.main) {
 export async function main({ argv, env, cwd, streams }: World): Promise<number> {
   const isColorless = Boolean(env.NO_COLOR) || hasSwitch(argv, "no-color");
   const terminal = new Terminal({ ...streams, isColorless });
-  const program = createProgram({ argv, env, cwd });
+  const program = await createProgram({ argv, env, cwd });
   try {
     return await runProgram(program, argv, terminal);
   } catch (error) {
@@ -77,8 +152,10 @@ export async function main({ argv, env, cwd, streams }: World): Promise<number> 
   }
 }
 
-/** All commands, in the order the help shows them. */
-export function createProgram({ argv, env, cwd }: Omit<World, "streams">): Program {
+/** The commands a command line may mean, in the order the help shows them; where none is named, all. */
+export async function createProgram(
+  { argv, env, cwd }: Omit<World, "streams">,
+): Promise<Program> {
   const place = () => placeOf({ argv: ownWords(program, argv), env, cwd });
   const version = versionOf(env);
   const program: Program = {
@@ -102,28 +179,20 @@ export function createProgram({ argv, env, cwd }: Omit<World, "streams">): Progr
       security: "How safe this installation is",
       config: "Read, check and change the configuration",
     },
-    commands: [
-      runCommand({ place, version }),
-      ...gatewayCommands({ place, version }),
-      ...doctorCommands({ place, version }),
-      ...agentCommands({ place, version }),
-      ...certCommands({ place }),
-      ...remoteCommands({ place, version }),
-      ...tunnelCommands({ place, version }),
-      ...devicesCommands({ place, version }),
-      ...nodeCommands({ place, version }),
-      ...nodesCommands({ place, version }),
-      ...approvalsCommands({ place, version }),
-      ...channelsCommands({ place, version }),
-      ...authCommands({ place, version }),
-      ...sessionsCommands({ place, version }),
-      ...cronCommands({ place, version }),
-      ...securityCommands({ place }),
-      ...configCommands({ place }),
-      completionsCommand(() => program),
-    ],
+    commands: [],
   };
-  return program;
+  const parts = { place, version, program: () => program };
+  const families = await Promise.all(familiesOf(argv).map(({ load }) => load(parts)));
+  return Object.assign(program, { commands: families.flat() });
+}
+
+/** Those that a command line begins with; all of them where that does not tell. */
+function familiesOf(argv: readonly string[]): readonly Family[] {
+  const [first, second, third] = argv;
+  // Of other options nobody knows yet whether the next word is their value.
+  const word = first === "--profile" ? third : /^--(dev$|profile=)/.test(first) ? second : first;
+  const named = FAMILIES.filter(({ words }) => words.includes(word));
+  return named.length > 0 && word !== "completions" ? named : FAMILIES;
 }
 
 /** The version as peers and people see it (protocol §3.6). */

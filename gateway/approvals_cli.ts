@@ -18,6 +18,7 @@ interface Approval {
     sessionKey?: string | null;
     resolvedPath?: string | null;
     nodeId?: string;
+    argv?: string[];
     env?: Record<string, string>;
   };
   createdAtMs: number;
@@ -93,8 +94,17 @@ function answer(
     const { id, request } = findApproval((await listApprovals(client, flags)).pending, query);
     const told = await resolve(client, id, decision, flags) as object;
     if (flags.json) return terminal.json({ ...told, id, decision });
-    terminal.out(`${DONE[decision]}: ${printable(request.command)}`);
+    terminal.out(`${await outcomeOf(decision, request)}: ${printable(request.command)}`);
   });
+}
+
+/** What an answer comes to; "always" is not kept for what would allow everything. */
+async function outcomeOf(decision: Decision, { argv }: Approval["request"]): Promise<string> {
+  if (decision !== "allow-always" || !argv) return DONE[decision];
+  const { isNeverRemembered } = await import("./node/remember.ts");
+  return isNeverRemembered(argv)
+    ? "Allowed now, and to be asked about again, because it can run anything"
+    : DONE[decision];
 }
 
 const DONE: Record<Decision, string> = {
@@ -168,7 +178,7 @@ async function watch(client: Client, flags: CallFlags, terminal: Terminal): Prom
     }
     try {
       await resolve(client, next.id, typed, flags);
-      terminal.out(DONE[typed]);
+      terminal.out(await outcomeOf(typed, next.request));
     } catch (error) {
       if (!(error instanceof RpcError)) throw error;
       terminal.err(error.message);
@@ -198,22 +208,32 @@ const ANSWERS: Record<string, Decision | undefined> = {
 function showApprovals(pending: readonly Approval[], terminal: Terminal) {
   if (pending.length === 0) return terminal.out("No command waits for an answer");
   const now = Date.now();
+  const hasMore = pending.some((one) => surroundingsOf(one) !== "");
   terminal.table(
     pending.map((one) => [
       one.id,
       placeOf(one),
       `${formatDuration(Math.max(0, now - one.createdAtMs))} ago`,
       formatDuration(Math.max(0, one.expiresAtMs - now)),
+      ...hasMore ? [surroundingsOf(one)] : [],
       printable(one.request.command),
     ]),
-    { header: ["WAITING", "WHERE", "ASKED", "LAPSES IN", "COMMAND"] },
+    { header: ["WAITING", "WHERE", "ASKED", "LAPSES IN", ...hasMore ? ["WITH"] : [], "COMMAND"] },
   );
+}
+
+/** In which directory and with which variables a command runs, as far as the asker said so. */
+function surroundingsOf({ request: { cwd, env } }: Approval): string {
+  return [...cwd ? [`cwd=${printable(cwd)}`] : [], ...variablesOf(env)].join(" ");
+}
+
+function variablesOf(env: Record<string, string> = {}): string[] {
+  return Object.entries(env).map(([name, value]) => printable(`${name}=${value}`));
 }
 
 /** Everything an answer is bound to. */
 function showApproval(one: Approval, terminal: Terminal) {
-  const { command, cwd, env = {}, agentId, sessionKey, resolvedPath } = one.request;
-  const variables = Object.entries(env).map(([name, value]) => printable(`${name}=${value}`));
+  const { command, cwd, env, agentId, sessionKey, resolvedPath } = one.request;
   const text = (value: string | null | undefined) => value ? printable(value) : undefined;
   terminal.out(terminal.style.bold(printable(command)));
   terminal.fields([
@@ -221,7 +241,7 @@ function showApproval(one: Approval, terminal: Terminal) {
     ["  where", placeOf(one)],
     ["  directory", text(cwd)],
     ["  program", text(resolvedPath)],
-    ["  environment", variables.join(" ") || undefined],
+    ["  environment", variablesOf(env).join(" ") || undefined],
     ["  agent", text(agentId)],
     ["  session", text(sessionKey)],
     ["  lapses in", formatDuration(Math.max(0, one.expiresAtMs - Date.now()))],

@@ -4,7 +4,7 @@
 import { RpcError } from "../rpc/error.ts";
 import { list, mapOf, nullable, open, optional, text } from "../rpc/shape.ts";
 import { type BoundCall, isTextOf } from "./approvals.ts";
-import { type NodeRules, platformClass, type PolicyRefusal, refuseCommand } from "./command_policy.ts";
+import { type NodeRules, platformClass, refuseCommand } from "./command_policy.ts";
 import type { Gateway } from "./gateway.ts";
 import type { ConnectedNode, InvokeOptions } from "./nodes.ts";
 
@@ -46,18 +46,9 @@ export function mustBeAllowed(
   const reason = refuseCommand(command, declared, kind, rules);
   if (!reason) return;
   throw new RpcError("INVALID_REQUEST", "node command not allowed", {
-    details: { reason, command, fix: FIXES[reason] },
+    details: { reason, command },
   });
 }
-
-/** What whoever may change it does about it. */
-const FIXES: Record<PolicyRefusal, string> = {
-  "command required": "zero nodes describe NODE lists the commands of a node",
-  "command not allowlisted": "gateway.nodes.allowCommands adds to what nodes may be asked for, " +
-    "gateway.nodes.denyCommands takes away",
-  "command not declared by node": "zero nodes describe NODE lists the commands of a node",
-  "node did not declare commands": "zero nodes describe NODE lists the commands of a node",
-};
 
 export function kindOf({ connection: { client } }: ConnectedNode) {
   return platformClass(client?.platform ?? "", client?.deviceFamily);

@@ -300,15 +300,26 @@ export async function invoke(
       timeoutMs: Math.max(flags.timeout, invocation.timeoutMs + TRAVEL_MS),
     }) as Invoked;
   } catch (error) {
-    if (!(error instanceof RpcError) || !isLate(error)) throw error;
-    const details = { ...error.details as object, fix: "--invoke-timeout MS waits longer" };
-    throw new RpcError(error.code, error.message, { details, cause: error });
+    const fix = error instanceof RpcError ? fixFor(error) : undefined;
+    if (!fix) throw error;
+    const { code, message, details } = error as RpcError;
+    throw new RpcError(code, message, { details: { ...details as object, fix }, cause: error });
   }
 }
 
-function isLate({ details }: RpcError): boolean {
-  const { nodeError } = (details ?? {}) as { nodeError?: { code?: unknown } | null };
-  return nodeError?.code === "TIMEOUT";
+/** What whoever typed the command can do; the gateway does not know that there is one. */
+function fixFor({ details }: RpcError): string | undefined {
+  const { reason, nodeError } = (details ?? {}) as {
+    reason?: unknown;
+    nodeError?: { code?: unknown } | null;
+  };
+  if (nodeError?.code === "TIMEOUT") return "--invoke-timeout MS waits longer";
+  if (reason === "command not allowlisted") {
+    return "gateway.nodes.allowCommands and .denyCommands in the gateway's configuration";
+  }
+  if (reason === "command not declared by node" || reason === "node did not declare commands") {
+    return "zero nodes describe NODE lists the commands it has";
+  }
 }
 
 export async function nodeList(

@@ -8,8 +8,14 @@ import type { Client } from "../rpc/client.ts";
 import { RpcError } from "../rpc/error.ts";
 import { normalizeAgentId, sessionDefaults } from "./agents.ts";
 import type { Decision } from "./approvals.ts";
-import { ApprovalsFile } from "./node/approvals_file.ts";
-import { effectivePolicy, MISSES, type Policy, strictest, type Strictness } from "./node/policy.ts";
+import {
+  APPROVAL_TIMEOUT_MS,
+  policyIn,
+  REPORT_MS,
+  runApproved,
+  type RunPayload,
+} from "./approved_run.ts";
+import type { Policy, Strictness } from "./node/policy.ts";
 import { type Piece, PROGRESS, PROGRESS_CAP, type Stream } from "./node/progress.ts";
 import { joinArgv } from "./node/splitter.ts";
 import { findNode, invoke, nameOf, type NodeInfo, nodeList, takeWords } from "./nodes_commands.ts";
@@ -39,19 +45,6 @@ interface Run {
   sessionKey?: string;
   runId: string;
 }
-
-interface RunPayload {
-  exitCode?: number | null;
-  timedOut?: boolean;
-  success?: boolean;
-  stdout?: string;
-  stderr?: string;
-  error?: string | null;
-}
-
-const APPROVAL_TIMEOUT_MS = 120_000;
-/** For a command that ends at its own deadline, to tell of it. */
-const REPORT_MS = 5_000;
 
 /** @returns the exit code of the remote program */
 export function runRun(
@@ -144,32 +137,15 @@ async function runOnNode(
   // Nobody is to be asked about what cannot happen: the gateway says why.
   if (!node.connected || !node.commands?.includes("system.run")) return await attempt();
 
-  const theirs = await policyOfNode(client, run, flags);
-  const policy = strictest(
-    effectivePolicy({ version: 1 }, config, agentId),
-    { security: flags.security ?? "full", ask: flags.ask ?? "off" },
-    ...theirs ? [theirs] : [],
-  );
-  if (policy.security === "deny") {
-    throw new RpcError("FORBIDDEN", "exec denied: host=node security=deny");
-  }
-  // A node that keeps a list of what may run is the one to say whether this is on it. One that lets
-  // everything run, or says nothing, would not ask on behalf of whoever wants it stricter.
-  const isJudge = theirs?.security === "allowlist";
-  const asksFirst = policy.ask === "always" ||
-    (policy.ask === "on-miss" && policy.security === "allowlist" && !isJudge);
-  const request = () => approve(client, run, policy, terminal);
-  const isApproved = asksFirst && await request();
-  if (asksFirst && !isApproved && (theirs?.askFallback ?? "deny") === "deny") {
-    throw nobodyAnswered();
-  }
-  try {
-    return await attempt();
-  } catch (error) {
-    if (!isMiss(error) || isApproved || policy.ask === "off") throw error;
-    if (asksFirst || !await request()) throw nobodyAnswered();
-    return await attempt();
-  }
+  return await runApproved({
+    config,
+    agentId,
+    wish: { security: flags.security ?? "full", ask: flags.ask ?? "off" },
+    theirs: await policyOfNode(client, run, flags),
+    attempt,
+    request: (policy) => approve(client, run, policy, terminal),
+    unanswered: "approval UI not available",
+  });
 }
 
 /**
@@ -304,20 +280,5 @@ async function policyOfNode(
   const method = "exec.approvals.node.get";
   const canAsk = client.hello.features.methods?.includes(method) === true;
   if (!canAsk || !commands?.includes("system.execApprovals.get")) return undefined;
-  const answer = await client.call(method, { nodeId }, { timeoutMs }) as { file?: unknown };
-  return effectivePolicy(ApprovalsFile.is(answer.file) ? answer.file : undefined, {}, agentId);
-}
-
-function isMiss(error: unknown): boolean {
-  const { nodeError } = (error instanceof RpcError ? error.details ?? {} : {}) as {
-    nodeError?: { message?: string } | null;
-  };
-  return MISSES.includes(nodeError?.message ?? "");
-}
-
-function nobodyAnswered(): RpcError {
-  return new RpcError(
-    "FORBIDDEN",
-    "exec denied: approval required (approval UI not available)",
-  );
+  return policyIn(await client.call(method, { nodeId }, { timeoutMs }), agentId);
 }

@@ -74,7 +74,8 @@ export async function addProvider(
     });
   }
   // Another model of a provider that is there goes with the key that is there.
-  const isKeyKept = flags.key === undefined && flags.model !== undefined;
+  const isKeyKept = flags.key === undefined && flags.model !== undefined &&
+    (flags["base-url"] ?? before.baseUrl) === before.baseUrl;
   const given = isKeyKept && before.apiKey !== undefined
     ? { ref: before.apiKey }
     : await keyOf({ name, flags, needsKey: known?.needsKey ?? true }, terminal);
@@ -86,6 +87,8 @@ export async function addProvider(
   const offered = flags["no-verify"]
     ? undefined
     : await withProgress(terminal, `Asking ${name}`, () => offerOf({ name, api, baseUrl, key }));
+  const isProven = offered !== undefined && key !== undefined &&
+    !(await isOpen({ name, api, baseUrl }));
   const model = flags.model ?? await chosenModel(name, offered, terminal, flags.json);
   if (offered && model !== undefined && offered.length > 0 && !offered.includes(model)) {
     throw new UsageError(`Cannot use ${model}: ${name} does not offer it`, {
@@ -115,11 +118,7 @@ export async function addProvider(
     terminal.json({ ok: true, provider: name, api, baseUrl, model: model ?? null, isDefault });
     return;
   }
-  const verdict = flags["no-verify"]
-    ? ""
-    : key === undefined
-    ? "; it answers"
-    : "; the key is good";
+  const verdict = offered === undefined ? "" : isProven ? "; the key is good" : "; it answers";
   terminal.out(`Added ${name} (${baseUrl})${verdict}`);
   if (isDefault) terminal.out(`Agents now use ${name}/${model}`);
   else if (model !== undefined) {
@@ -318,6 +317,16 @@ async function offerOf(
       details: { fix: "Look at its address, or name its protocol: --api" },
       cause,
     });
+  }
+}
+
+/** Whether the models are told to anybody, so that being told them says nothing of a key. */
+async function isOpen(provider: Parameters<typeof offerOf>[0]): Promise<boolean> {
+  try {
+    await offerOf(provider);
+    return true;
+  } catch {
+    return false; // refused, as it should be
   }
 }
 

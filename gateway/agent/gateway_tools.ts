@@ -19,7 +19,8 @@ import { normalizeAgentId } from "../agents.ts";
 import { findNamed } from "../choice.ts";
 import type { CurrentConfig, Gateway } from "../gateway.ts";
 import { type Message, type Sessions, withoutImages } from "../sessions.ts";
-import { runOnNode, type RunPayload } from "./node_run.ts";
+import type { RunPayload } from "../approved_run.ts";
+import { runOnNode } from "./node_run.ts";
 import type { Runs } from "./runs.ts";
 import type { AgentTool, GatewayCall, ToolContext, ToolResult } from "./tools.ts";
 

@@ -4,21 +4,18 @@
 import type { Config } from "../../config/schema.ts";
 import { RpcError } from "../../rpc/error.ts";
 import { type Decision, DECISIONS } from "../approvals.ts";
-import { ApprovalsFile, ASKS, SECURITIES } from "../node/approvals_file.ts";
 import {
-  effectivePolicy,
-  MISSES,
-  type Policy,
-  strictest,
-  type Strictness,
-} from "../node/policy.ts";
+  APPROVAL_TIMEOUT_MS,
+  policyIn,
+  REPORT_MS,
+  runApproved,
+  type RunPayload,
+} from "../approved_run.ts";
+import { ASKS, SECURITIES } from "../node/approvals_file.ts";
+import type { Policy, Strictness } from "../node/policy.ts";
 import { printable, printableLines } from "../../config/terminal.ts";
 import { joinArgv } from "../node/splitter.ts";
 import type { GatewayCall, ToolContext } from "./tools.ts";
-
-const APPROVAL_TIMEOUT_MS = 120_000;
-/** For a command that ends at its own deadline, to tell of it. */
-const REPORT_MS = 5_000;
 
 export interface NodeRun {
   node: { nodeId: string; name: string; commands: readonly string[] };
@@ -34,15 +31,6 @@ export interface RunRules {
   session?: { execSecurity?: string; execAsk?: string };
 }
 
-export interface RunPayload {
-  exitCode?: number | null;
-  timedOut?: boolean;
-  success?: boolean;
-  stdout?: string;
-  stderr?: string;
-  error?: string | null;
-}
-
 /** @throws {RpcError} it was not allowed, or the node did not do it */
 export async function runOnNode(
   run: NodeRun,
@@ -50,15 +38,6 @@ export async function runOnNode(
   { call, context }: { call: GatewayCall; context: ToolContext },
 ): Promise<RunPayload> {
   const { agentId } = context;
-  const theirs = await policyOfNode(run, { call, context });
-  const policy = strictest(
-    effectivePolicy({ version: 1 }, rules.config, agentId),
-    sessionRules(rules.session),
-    ...theirs ? [theirs] : [],
-  );
-  if (policy.security === "deny") {
-    throw new RpcError("FORBIDDEN", "exec denied: host=node security=deny");
-  }
   const attempt = async () => {
     const { payload } = await call("node.invoke", {
       nodeId: run.node.nodeId,
@@ -76,22 +55,15 @@ export async function runOnNode(
     }, context) as { payload: RunPayload };
     return payload;
   };
-  // A node that keeps a list of what may run is the one to say whether this is on it.
-  const isJudge = theirs?.security === "allowlist";
-  const asksFirst = policy.ask === "always" ||
-    (policy.ask === "on-miss" && policy.security === "allowlist" && !isJudge);
-  const request = () => approve(run, policy, { call, context });
-  const isApproved = asksFirst && await request();
-  if (asksFirst && !isApproved && (theirs?.askFallback ?? "deny") === "deny") {
-    throw nobodyAnswered();
-  }
-  try {
-    return await attempt();
-  } catch (error) {
-    if (!isMiss(error) || isApproved || policy.ask === "off") throw error;
-    if (asksFirst || !await request()) throw nobodyAnswered();
-    return await attempt();
-  }
+  return await runApproved({
+    config: rules.config,
+    agentId,
+    wish: sessionRules(rules.session),
+    theirs: await policyOfNode(run, { call, context }),
+    attempt,
+    request: (policy) => approve(run, policy, { call, context }),
+    unanswered: "nobody answered the question",
+  });
 }
 
 /**
@@ -150,9 +122,7 @@ async function policyOfNode(
   { call, context }: { call: GatewayCall; context: ToolContext },
 ): Promise<Policy | undefined> {
   if (!commands.includes("system.execApprovals.get")) return undefined;
-  const answer = await call("exec.approvals.node.get", { nodeId }, context);
-  const { file } = (answer ?? {}) as { file?: unknown };
-  return effectivePolicy(ApprovalsFile.is(file) ? file : undefined, {}, context.agentId);
+  return policyIn(await call("exec.approvals.node.get", { nodeId }, context), context.agentId);
 }
 
 function sessionRules({ execSecurity, execAsk }: RunRules["session"] = {}): Strictness {
@@ -160,20 +130,6 @@ function sessionRules({ execSecurity, execAsk }: RunRules["session"] = {}): Stri
     security: SECURITIES.find((one) => one === execSecurity) ?? "full",
     ask: ASKS.find((one) => one === execAsk) ?? "off",
   };
-}
-
-function isMiss(error: unknown): boolean {
-  const { nodeError } = (error instanceof RpcError ? error.details ?? {} : {}) as {
-    nodeError?: { message?: string } | null;
-  };
-  return MISSES.includes(nodeError?.message ?? "");
-}
-
-function nobodyAnswered(): RpcError {
-  return new RpcError(
-    "FORBIDDEN",
-    "exec denied: approval required (nobody answered the question)",
-  );
 }
 
 /** A block of Markdown that shows a text as it is, whatever it looks like. */

@@ -50,17 +50,28 @@ export function systemPrompt(facts: PromptFacts): string {
 
 /**
  * The conversation as the model gets it: each message that is not the owner's own says whose it is,
- * the newest one has all of its images, and what happened since the last turn stands before it.
+ * the newest one has all of its images, and what happened since the last turn stands before it. On
+ * behalf of others it gets nothing of what owners said and were answered.
  */
 export function conversation(
   history: readonly Message[],
   { request, events }: { request: RunRequest; events: readonly string[] },
 ): Message[] {
-  const at = newestAt(history);
-  return history.map((message, index) => {
+  const shown = request.origin.isOwner ? history : saidByOthers(history);
+  const at = newestAt(shown);
+  return shown.map((message, index) => {
     if (message.role !== "user") return message;
     const content = index === at ? [...eventPart(events), ...contentOf(request)] : message.content;
     return { ...message, content: [...senderPart(message), ...content] };
+  });
+}
+
+/** Messages that are not the owner's, and what came of them. */
+function saidByOthers(history: readonly Message[]): Message[] {
+  let isTheirs = false;
+  return history.filter(({ role, sender }) => {
+    if (role === "user") isTheirs = sender !== undefined && !sender.isOwner;
+    return isTheirs;
   });
 }
 

@@ -296,11 +296,10 @@ class NodeProcess {
       problem: printable(problem),
       ...(typeof fix === "string" && { fix: printable(fix) }),
     });
-    const isLost = error instanceof ClosedError && error.wasOpen && !refusal;
+    const isLost = error instanceof ClosedError && error.wasOpen;
     const lines = [
-      isLost
-        ? `node host gateway closed (${error.code}): ${error.reason}`
-        : `node host gateway connect failed: ${problem}`,
+      ...refusal || !isLost ? [`node host gateway connect failed: ${problem}`] : [],
+      ...isLost ? [`node host gateway closed (${error.code}): ${error.reason}`] : [],
       ...typeof fix === "string" ? [fix] : [],
     ].map(printable);
     const text = lines.join("\n");

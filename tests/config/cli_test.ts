@@ -400,7 +400,7 @@ Deno.test("a bad profile name and --dev beside --profile are wrong usage", async
 
 Deno.test("help and version need neither a home nor a configuration", async () => {
   const { terminal, stdout } = captureTerminal();
-  const program = createProgram({ argv: [], env: {}, cwd: "/" });
+  const program = await createProgram({ argv: [], env: {}, cwd: "/" });
 
   assertEquals(await runProgram(program, ["--help"], terminal), 0);
   assertEquals(await runProgram(program, ["--version"], terminal), 0);

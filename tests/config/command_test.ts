@@ -252,7 +252,7 @@ Deno.test("the near word is suggested, a far one is not", () => {
 
 Deno.test("help texts are the golden ones; rewrite them with deno task test -- --update", async (t) => {
   const folder = new URL("../golden/help/", import.meta.url);
-  const zero = createProgram({ argv: [], env: {}, cwd: "/" });
+  const zero = await createProgram({ argv: [], env: {}, cwd: "/" });
   const expected = new Set<string>();
   for (const path of allPaths(zero)) {
     const name = `${["zero", ...path].join("_")}.txt`;

@@ -35,7 +35,8 @@ async function ask(asker: TestClient, id: string, command: string, more = {}) {
 Deno.test("zero approvals list --json tells of what waits, oldest first", async () => {
   await using setup = await setUp();
   const none = await setup.run("approvals");
-  const first = await ask(setup.asker, "bbbb-1", "uname -a", { cwd: "/srv", host: "node" });
+  const env = { LANG: "C" };
+  const first = await ask(setup.asker, "bbbb-1", "uname -a", { cwd: "/srv", host: "node", env });
   const second = await ask(setup.asker, "aaaa-2", "echo \u001b[31mred");
 
   const { code, json } = await setup.run("approvals", "list", "--json");
@@ -53,7 +54,7 @@ Deno.test("zero approvals list --json tells of what waits, oldest first", async 
     "/srv",
     60_000,
   ]);
-  assertMatch(text.stdout, /bbbb-1 .*uname -a/);
+  assertMatch(text.stdout, /bbbb-1 .*cwd=\/srv LANG=C +uname -a$/m);
   assert(!text.stdout.includes("\u001b"));
   assertEquals([(await first.answer).decision, (await second.answer).decision], ["deny", "deny"]);
 });
@@ -80,6 +81,21 @@ Deno.test("zero approvals allow and deny answer by id or the beginning of it", a
     [(await once.answer).decision, (await always.answer).decision, (await twin.answer).decision],
     ["allow-once", "allow-always", "deny"],
   );
+});
+
+Deno.test("zero approvals allow --always says what it is not kept for", async () => {
+  await using setup = await setUp();
+  const argv = ["sh", "-c", "id"];
+  const shell = await ask(setup.asker, "shell", "sh -c id", { argv });
+  const plain = await ask(setup.asker, "plain", "id -u", { argv: ["id", "-u"] });
+
+  const asked = await setup.run("approvals", "allow", "shell", "--always");
+  const kept = await setup.run("approvals", "allow", "plain", "--always");
+
+  assertMatch(asked.stdout, /^Allowed now, and to be asked about again, .*: sh -c id\n$/);
+  assertEquals(kept.stdout, "Allowed for good: id -u\n");
+  assertEquals((await shell.answer).decision, "allow-always");
+  assertEquals((await plain.answer).decision, "allow-always");
 });
 
 Deno.test("zero approvals watch --json is one document a line, questions and answers", async () => {

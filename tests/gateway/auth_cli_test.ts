@@ -91,6 +91,19 @@ Deno.test("a provider that is not there is told with what to look at", async () 
   assertStringIncludes(stderr, "fix:   Look at its address");
 });
 
+Deno.test("a key is not called good by a provider that tells its models to anybody", async () => {
+  await using at = await home();
+  await using open = startModelApi([{ text: "hi" }], { isOpen: true });
+
+  const { stdout } = await at.zero(
+    ["auth", "add", "open", "--base-url", open.baseUrl, "--key", "-"],
+    "any-key-at-all",
+  );
+
+  assertStringIncludes(stdout, "it answers");
+  assert(!stdout.includes("the key is good"));
+});
+
 Deno.test("what cannot be right is refused before anything is asked", async () => {
   await using at = await home();
   const rows: [string[], string][] = [

@@ -202,6 +202,7 @@ Deno.test("zero nodes invoke prints what node.invoke answers", async () => {
   assertEquals(failing.json.error.details.delivery, "done");
   assertStringIncludes(refused.stderr, "node command not allowed");
   assertStringIncludes(refused.stderr, "command not allowlisted");
+  assertStringIncludes(refused.stderr, "fix:   gateway.nodes.allowCommands");
   assertEquals(broken.code, 2);
 });
 
@@ -395,6 +396,7 @@ Deno.test("a run that takes too long says so, and what cannot run asks nobody", 
   assertEquals([run.params.timeoutMs, run.timeoutMs], [40_000, 45_000]);
   assertEquals([unable.code, away.code], [1, 1]);
   assertStringIncludes(unable.stderr, "node command not allowed");
+  assertStringIncludes(unable.stderr, "fix:   zero nodes describe NODE");
   assertStringIncludes(away.stderr, "node not connected");
 });
 

@@ -52,7 +52,12 @@ export interface ModelApi extends AsyncDisposable {
 /** @param script the replies in their order (the last one stays), or what answers each request */
 export function startModelApi(
   script: readonly Reply[] | Script,
-  { key = "test-key", models = ["test-model"] }: { key?: string; models?: readonly string[] } = {},
+  { key = "test-key", models = ["test-model"], isOpen = false }: {
+    key?: string;
+    models?: readonly string[];
+    /** Tells its models to anybody. */
+    isOpen?: boolean;
+  } = {},
 ): ModelApi {
   const requests: ModelRequest[] = [];
   let abandoned = 0;
@@ -62,7 +67,7 @@ export function startModelApi(
       const { pathname: path } = new URL(request.url);
       const isKeyGood = request.headers.get("authorization") === `Bearer ${key}` ||
         request.headers.get("x-api-key") === key;
-      if (!isKeyGood) {
+      if (!isKeyGood && !(isOpen && path === "/v1/models")) {
         await request.body?.cancel();
         const sent = request.headers.get("authorization") ?? request.headers.get("x-api-key");
         const message = `Incorrect API key provided: ${sent}`;

@@ -208,6 +208,24 @@ Deno.test("what happened on the owner's nodes is told to owners alone", async ()
   ]);
 });
 
+Deno.test("on behalf of others the model sees nothing of what owners said and were answered", async () => {
+  const model = scriptedModel((turn) => says(`re: ${lastText(turn)}`));
+  await using it = await setup(only(model));
+  const node = { origin: { kind: "node", isOwner: false, callerName: "n1" } } as const;
+
+  await it.runs.start(request("the owner's secret")).done;
+  await it.runs.start(request("one", node)).done;
+  await it.runs.start(request("two", node)).done;
+  await it.runs.start(request("what did it say?")).done;
+
+  const told = model.turns.map(({ messages }) =>
+    messages.map(({ content }) => content.map((part) => part.type === "text" ? part.text : ""))
+  );
+  const note = '[Reported by the node "n1", not by the owner]';
+  assertEquals(told[2], [[note, "one"], [`re: ${note}\none`], [note, "two"]]);
+  assertEquals(told[3].length, 7);
+});
+
 Deno.test("a node ends no conversation of its owner, and looks back at none", async () => {
   const model = scriptedModel((turn) => hangs(turn.signal));
   await using it = await setup(only(model));

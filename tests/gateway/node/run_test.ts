@@ -108,6 +108,8 @@ Deno.test("a refused secret is not tried again, but a changed one is at once", a
   await eventually("the node is in", () => node.stdout().includes("connected to"));
 
   assertEquals(stderr().match(/connect failed/g)?.length, 1);
+  assertMatch(stderr(), /"zero devices invite --role node" .*"zero join".*ZERO_GATEWAY_TOKEN/);
+  assert(!stderr().includes("--token-file"), "advice for other commands");
   assert(!stderr().includes("wrong-token"), "a secret was printed");
 });
 
