@@ -16,6 +16,7 @@ import {
 } from "./config/command.ts";
 import { withoutProxy } from "./config/forward_proxy.ts";
 import { type Env, inProfile, type Paths, resolvePaths } from "./config/paths.ts";
+import { gatewayCommands } from "./gateway/cli.ts";
 import { OutputClosed, Terminal, type TerminalOptions } from "./config/terminal.ts";
 import { RpcError } from "./rpc/error.ts";
 import { TunnelError } from "./tunnel/error.ts";
@@ -32,7 +33,13 @@ export interface World {
 interface Family {
   /** What their paths begin with. */
   words: readonly string[];
-  load(parts: Parts): Promise<Command[]>;
+  /**
+   * A name that the loader does not see beforehand: else it would look at everything that any command
+   * could ever load, each time. The compiled program is told of it (.ci/compile.ts).
+   */
+  file?: string;
+  // deno-lint-ignore no-explicit-any -- what the file exports
+  commands(parts: Parts, module: any): Command | Command[];
 }
 
 /** What commands are given. */
@@ -42,82 +49,106 @@ interface Parts {
   program(): Program;
 }
 
-/** In the order of the help. Loading all of them would cost every command a quarter of its time. */
-const FAMILIES: readonly Family[] = [
+/** In the order of the help. */
+export const FAMILIES: readonly Family[] = [
   {
     words: ["gateway"],
-    load: async (parts) => [(await import("./gateway/run_cli.ts")).runCommand(parts)],
+    file: "./gateway/run_cli.ts",
+    commands: (parts, { runCommand }) => runCommand(parts),
   },
-  {
-    words: ["health", "gateway", "status", "call", "logs"],
-    load: async (parts) => (await import("./gateway/cli.ts")).gatewayCommands(parts),
-  },
+  // What is used most stands in the program itself.
+  { words: ["health", "gateway", "status", "call", "logs"], commands: gatewayCommands },
   {
     words: ["doctor"],
-    load: async (parts) => (await import("./gateway/doctor_cli.ts")).doctorCommands(parts),
+    file: "./gateway/doctor_cli.ts",
+    commands: (parts, { doctorCommands }) => doctorCommands(parts),
   },
   {
     words: ["agent", "gateway", "chat"],
-    load: async (parts) => (await import("./gateway/agent_cli.ts")).agentCommands(parts),
+    file: "./gateway/agent_cli.ts",
+    commands: (parts, { agentCommands }) => agentCommands(parts),
   },
   {
     words: ["gateway"],
-    load: async (parts) => (await import("./gateway/cert_cli.ts")).certCommands(parts),
+    file: "./gateway/cert_cli.ts",
+    commands: (parts, { certCommands }) => certCommands(parts),
   },
   {
     words: ["remote"],
-    load: async (parts) => (await import("./gateway/remote_cli.ts")).remoteCommands(parts),
+    file: "./gateway/remote_cli.ts",
+    commands: (parts, { remoteCommands }) => remoteCommands(parts),
   },
   {
     words: ["tunnel"],
-    load: async (parts) => (await import("./gateway/tunnel_cli.ts")).tunnelCommands(parts),
+    file: "./gateway/tunnel_cli.ts",
+    commands: (parts, { tunnelCommands }) => tunnelCommands(parts),
   },
   {
     words: ["devices", "join", "audit"],
-    load: async (parts) => (await import("./gateway/devices_cli.ts")).devicesCommands(parts),
+    file: "./gateway/devices_cli.ts",
+    commands: (parts, { devicesCommands }) => devicesCommands(parts),
   },
   {
     words: ["node"],
-    load: async (parts) => (await import("./gateway/node_cli.ts")).nodeCommands(parts),
+    file: "./gateway/node_cli.ts",
+    commands: (parts, { nodeCommands }) => nodeCommands(parts),
   },
   {
     words: ["nodes"],
-    load: async (parts) => (await import("./gateway/nodes_cli.ts")).nodesCommands(parts),
+    file: "./gateway/nodes_cli.ts",
+    commands: (parts, { nodesCommands }) => nodesCommands(parts),
   },
   {
     words: ["approvals"],
-    load: async (parts) => (await import("./gateway/approvals_cli.ts")).approvalsCommands(parts),
+    file: "./gateway/approvals_cli.ts",
+    commands: (parts, { approvalsCommands }) => approvalsCommands(parts),
   },
   {
     words: ["channels", "pairing", "message", "gateway"],
-    load: async (parts) => (await import("./gateway/channels_cli.ts")).channelsCommands(parts),
+    file: "./gateway/channels_cli.ts",
+    commands: (parts, { channelsCommands }) => channelsCommands(parts),
   },
   {
     words: ["auth", "models", "gateway"],
-    load: async (parts) => (await import("./gateway/auth_cli.ts")).authCommands(parts),
+    file: "./gateway/auth_cli.ts",
+    commands: (parts, { authCommands }) => authCommands(parts),
   },
   {
     words: ["sessions"],
-    load: async (parts) => (await import("./gateway/sessions_cli.ts")).sessionsCommands(parts),
+    file: "./gateway/sessions_cli.ts",
+    commands: (parts, { sessionsCommands }) => sessionsCommands(parts),
   },
   {
     words: ["cron"],
-    load: async (parts) => (await import("./gateway/cron_cli.ts")).cronCommands(parts),
+    file: "./gateway/cron_cli.ts",
+    commands: (parts, { cronCommands }) => cronCommands(parts),
   },
   {
     words: ["security"],
-    load: async (parts) => (await import("./gateway/security_cli.ts")).securityCommands(parts),
+    file: "./gateway/security_cli.ts",
+    commands: (parts, { securityCommands }) => securityCommands(parts),
   },
   {
     words: ["config"],
-    load: async (parts) => (await import("./config/cli.ts")).configCommands(parts),
+    file: "./config/cli.ts",
+    commands: (parts, { configCommands }) => configCommands(parts),
   },
   {
     words: ["completions"],
-    load: async ({ program }) => [
-      (await import("./config/completions.ts")).completionsCommand(program),
-    ],
+    file: "./config/completions.ts",
+    commands: ({ program }, { completionsCommand }) => completionsCommand(program),
   },
+];
+
+/** In the order of the help: what is used first stands first. */
+const SECTIONS: Program["sections"] = [
+  { title: "The gateway", words: ["gateway", "status", "health", "logs", "doctor", "config"] },
+  { title: "The agent", words: ["chat", "agent", "sessions", "cron", "auth", "models"] },
+  { title: "People who write to it", words: ["channels", "pairing", "message"] },
+  { title: "Machines that lend their hands", words: ["node", "nodes", "approvals"] },
+  { title: "A gateway elsewhere", words: ["remote", "tunnel", "join"] },
+  { title: "Who may come in", words: ["devices", "audit", "security"] },
+  { title: "Scripts", words: ["call", "completions"] },
 ];
 
 if (import.meta.main) {
@@ -179,11 +210,20 @@ export async function createProgram(
       security: "How safe this installation is",
       config: "Read, check and change the configuration",
     },
+    firstSteps: [
+      ["zero gateway", "Run the gateway, and leave it running"],
+      ["zero chat", "Talk with the agent, in another terminal"],
+      ["zero auth add anthropic", "Give it a model; openai, ollama and others as well"],
+      ["zero channels add telegram", "Write to it from your phone"],
+    ],
+    sections: SECTIONS,
     commands: [],
   };
   const parts = { place, version, program: () => program };
-  const families = await Promise.all(familiesOf(argv).map(({ load }) => load(parts)));
-  return Object.assign(program, { commands: families.flat() });
+  const loaded = await Promise.all(
+    familiesOf(argv).map(async ({ file, commands }) => commands(parts, file && await import(file))),
+  );
+  return Object.assign(program, { commands: loaded.flat() });
 }
 
 /** Those that a command line begins with; all of them where that does not tell. */

@@ -6,6 +6,7 @@
 // to put the program into.
 
 import project from "../deno.json" with { type: "json" };
+import { FAMILIES } from "../main.ts";
 
 const TARGETS = [
   "x86_64-unknown-linux-gnu",
@@ -34,6 +35,7 @@ for (const target of isAll ? TARGETS : [undefined]) {
       ...(compiler === Deno.execPath() ? ["--frozen"] : ["--no-lock"]),
       ...runtimeFlags,
       ...(target ? ["--target", target] : []),
+      ...FAMILIES.flatMap(({ file }) => file ? ["--include", file] : []),
       "--output",
       file,
       "main.ts",

@@ -117,6 +117,10 @@ export interface Program {
   version: string;
   /** What the words mean that stand for several commands: `{ config: "Read and change …" }`. */
   groups?: Readonly<Record<string, string>>;
+  /** What to type first, and what it does. */
+  firstSteps?: readonly (readonly [line: string, what: string])[];
+  /** First words by what they are about, in the order of the help. */
+  sections?: readonly { title: string; words: readonly string[] }[];
   commands: readonly Command[];
 }
 
@@ -397,8 +401,16 @@ export function helpText(
     parts.push(found.details.split("\n\n").map((text) => fill(text, width)).join("\n\n"));
   }
   if (words.length > 0) {
-    const rows = words.map((word) => [word, summaryOf(program, [...path, word])] as const);
-    parts.push(`${bold("Commands")}\n${columns(rows, width)}`);
+    if (path.length === 0 && program.firstSteps) {
+      parts.push(`${bold("First steps")}\n${columns(program.firstSteps, width)}`);
+    }
+    const widest = Math.max(...words.map((word) => word.length));
+    for (const section of sectionsOf(program, path, words)) {
+      const rows = section.words.map((word) =>
+        [word.padEnd(widest), summaryOf(program, [...path, word])] as const
+      );
+      parts.push(`${bold(section.title)}\n${columns(rows, width)}`);
+    }
   }
   if (found) {
     const own = flagRows(found.flags);
@@ -416,6 +428,23 @@ export function helpText(
     parts.push(fill(`"${called} COMMAND --help" tells more about a command.`, width));
   }
   return parts.join("\n\n");
+}
+
+/** The words below a path under their headings; all that have none under one. */
+function sectionsOf(
+  { sections = [] }: Program,
+  path: readonly string[],
+  words: readonly string[],
+): { title: string; words: readonly string[] }[] {
+  if (path.length > 0) return [{ title: "Commands", words }];
+  const titled = sections.map(({ title, words: own }) => ({
+    title,
+    words: own.filter((word) => words.includes(word)),
+  }));
+  const placed = new Set(sections.flatMap((one) => one.words));
+  const others = words.filter((word) => !placed.has(word));
+  const title = titled.length > 0 ? "Other commands" : "Commands";
+  return [...titled, { title, words: others }].filter((one) => one.words.length > 0);
 }
 
 /** The words that may follow a path, in the order of the table. */

@@ -23,6 +23,7 @@ export const AUDIT_EVENTS = [
   "channel.requested",
   "channel.paired",
   "channel.unpaired",
+  "channel.removed",
   /** What may run on the gateway or on a node (`deviceId`) without asking. */
   "approvals.changed",
 ] as const;

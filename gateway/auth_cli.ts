@@ -3,6 +3,7 @@
 
 import { type Command, command, JSON_FLAG, RPC_FLAGS } from "../config/command.ts";
 import type { Paths } from "../config/paths.ts";
+import { printable } from "../config/terminal.ts";
 import { calling } from "./calling.ts";
 
 const KNOWN_NAMES =
@@ -56,6 +57,7 @@ export function authCommands(
     }),
     command({
       path: ["auth", "list"],
+      aliases: [["auth"]],
       summary: "List model providers, and where their keys stand",
       flags: JSON_FLAG,
       async run({ flags }, terminal) {
@@ -95,13 +97,14 @@ export function authCommands(
             terminal.out("No models; the built-in agent answers. Add one: zero auth add PROVIDER");
             return;
           }
+          const hasNames = answer.models.some(({ id, name }) => name !== id);
           terminal.table(
             answer.models.map(({ id, name, provider, contextWindow }) => [
-              `${provider}/${id}`,
-              name === id ? "" : name,
+              printable(`${provider}/${id}`),
               contextWindow === undefined ? "" : `${Math.round(contextWindow / 1000)}k tokens`,
+              name === id ? "" : printable(name),
             ]),
-            { header: ["Model", "Name", "Context"] },
+            { header: ["MODEL", "CONTEXT", ...hasNames ? ["NAME"] : []] },
           );
         });
       },

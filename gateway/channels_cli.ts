@@ -45,6 +45,7 @@ export function channelsCommands(world: CallWorld): Command[] {
   return [
     command({
       path: ["channels", "status"],
+      aliases: [["channels"]],
       summary: "Show the channels, and whether they run",
       flags: {
         ...RPC_FLAGS,
@@ -81,9 +82,7 @@ export function channelsCommands(world: CallWorld): Command[] {
         "the one channel there is.",
       examples: ["zero channels add telegram --allow-from @ada"],
       async run({ args: [channel], flags }, terminal) {
-        if (channel !== "telegram") {
-          throw new UsageError(`Cannot add ${printable(channel)}: the one channel is telegram`);
-        }
+        checkChannel("add", channel);
         const token = (terminal.canAsk
           ? await terminal.askSecret("Token of the bot, from @BotFather:")
           : await terminal.readStdin())?.trim();
@@ -118,8 +117,9 @@ export function channelsCommands(world: CallWorld): Command[] {
       summary: "Stop a channel and forget its token",
       usage: "CHANNEL",
       flags: RPC_FLAGS,
-      run: ({ args: [channel], flags }, terminal) =>
-        calling(flags, world, terminal, async (client) => {
+      run: ({ args: [channel], flags }, terminal) => {
+        checkChannel("log out of", channel);
+        return calling(flags, world, terminal, async (client) => {
           const answer = await client.call("channels.logout", { channel }, {
             timeoutMs: flags.timeout,
           }) as { cleared: boolean };
@@ -129,21 +129,25 @@ export function channelsCommands(world: CallWorld): Command[] {
               ? `Forgot the token of ${printable(channel)}`
               : `${printable(channel)} had no token`,
           );
-        }),
+        });
+      },
     }),
     command({
       path: ["pairing", "list"],
+      aliases: [["pairing"]],
       summary: "List who waits to be let in on a channel, and who was",
       usage: "[CHANNEL]",
       flags: RPC_FLAGS,
-      run: ({ args: [channel], flags }, terminal) =>
-        calling(flags, world, terminal, async (client) => {
+      run: ({ args: [channel], flags }, terminal) => {
+        if (channel !== undefined) checkChannel("look at", channel);
+        return calling(flags, world, terminal, async (client) => {
           const answer = await client.call("pairing.list", { ...(channel && { channel }) }, {
             timeoutMs: flags.timeout,
           }) as { requests: Contact[]; approved: Contact[] };
           if (flags.json) return terminal.json(answer);
           showContacts(answer, terminal);
-        }),
+        });
+      },
     }),
     command({
       path: ["pairing", "approve"],
@@ -207,6 +211,12 @@ export function channelsCommands(world: CallWorld): Command[] {
   ];
 }
 
+/** @throws {UsageError} for anything but the one channel there is */
+function checkChannel(what: string, channel: string): void {
+  if (channel === "telegram") return;
+  throw new UsageError(`Cannot ${what} ${printable(channel)}: the one channel is telegram`);
+}
+
 function showAccounts(
   { channelAccounts, channelLabels }: {
     channelAccounts: Record<string, Account[]>;
@@ -224,7 +234,7 @@ function showAccounts(
     ])
   );
   if (rows.length === 0) return terminal.out("No channels. Add one: zero channels add telegram");
-  terminal.table(rows, { header: ["Channel", "Account", "State", "Last message", "Problem"] });
+  terminal.table(rows, { header: ["CHANNEL", "ACCOUNT", "STATE", "LAST MESSAGE", "PROBLEM"] });
 }
 
 function showContacts(
@@ -240,7 +250,7 @@ function showContacts(
       code ?? "let in",
       ago(approvedAtMs ?? askedAtMs),
     ]),
-    { header: ["Channel", "Number", "Name", "Code", "Since"] },
+    { header: ["CHANNEL", "NUMBER", "NAME", "CODE", "SINCE"] },
   );
 }
 

@@ -1,5 +1,6 @@
 // The commands that run a gateway and that call one (protocol.md §11, D14). What they say is put
-// together in overview.ts, how they get there is in reach.ts; both are loaded when a command runs.
+// together in overview.ts, how they get there is in reach.ts: most commands need the one, and loading
+// both with the program takes less time than looking for them later.
 
 import {
   type Command,
@@ -13,6 +14,7 @@ import {
 import type { Terminal } from "../config/terminal.ts";
 import type { Client } from "../rpc/client.ts";
 import { calling } from "./calling.ts";
+import { findToken, runGatewayStatus, runStatus, showHealth } from "./overview.ts";
 import type { CallFlags, CallWorld } from "./reach.ts";
 
 /** How often `logs --follow` asks for more. */
@@ -49,7 +51,6 @@ export function gatewayCommands(world: CallWorld): Command[] {
           const health = await client.call("health", params, { timeoutMs: flags.timeout });
           const latencyMs = Math.round(performance.now() - begin);
           if (flags.json) return terminal.json(health);
-          const { showHealth } = await import("./overview.ts");
           showHealth({ health, hello: client.hello, latencyMs }, terminal);
         }),
     }),
@@ -67,7 +68,6 @@ export function gatewayCommands(world: CallWorld): Command[] {
         "it is one.",
       examples: ["zero status", "zero status --deep --json"],
       run: async ({ flags }, terminal) => {
-        const { runStatus } = await import("./overview.ts");
         return await runStatus(flags, world, terminal);
       },
     }),
@@ -135,7 +135,6 @@ export function gatewayCommands(world: CallWorld): Command[] {
         "code is 0 also when nothing answers.",
       examples: ["zero gateway status", "zero gateway status --no-probe --json"],
       run: async ({ flags }, terminal) => {
-        const { runGatewayStatus } = await import("./overview.ts");
         return await runGatewayStatus(flags, world, terminal);
       },
     }),
@@ -196,7 +195,6 @@ export function gatewayCommands(world: CallWorld): Command[] {
         "of the configuration, or the one it made for itself.",
       examples: ["zero gateway token"],
       run: async ({ flags }, terminal) => {
-        const { findToken } = await import("./overview.ts");
         const found = await findToken(world.place());
         if (found.token === undefined) {
           terminal.err(`${terminal.errStyle.red("error:")} ${found.problem}\nfix:   ${found.fix}`);

@@ -280,7 +280,7 @@ function missing(flag: string): UsageError {
 }
 
 function showJobs(jobs: readonly JobInfo[], terminal: Terminal) {
-  if (jobs.length === 0) return terminal.out("No jobs");
+  if (jobs.length === 0) return terminal.out("No jobs. Add one: zero cron add --help tells how");
   terminal.table(
     jobs.map((job) => [
       short(job),
@@ -297,24 +297,29 @@ function showRuns(runs: readonly RunInfo[], terminal: Terminal) {
   if (runs.length === 0) return terminal.out("It has not run yet");
   terminal.table(
     runs.map(({ runAtMs, durationMs, status, error, summary = "" }) => [
-      new Date(runAtMs).toISOString(),
+      secondOf(runAtMs),
       formatDuration(durationMs),
       status,
       printable((error ?? summary).replace(/\s+/g, " ").slice(0, 100)),
     ]),
-    { header: ["BEGAN", "TOOK", "RESULT", "WHAT"] },
+    { header: ["BEGAN (UTC)", "TOOK", "RESULT", "WHAT"] },
   );
 }
 
 function whenOf({ schedule }: JobInfo): string {
   switch (schedule.kind) {
     case "at":
-      return `at ${new Date(schedule.atMs).toISOString()}`;
+      return `at ${secondOf(schedule.atMs)} UTC`;
     case "every":
       return `every ${exactly(schedule.everyMs)}`;
     case "cron":
       return [schedule.expr, schedule.tz].filter(Boolean).join(" ");
   }
+}
+
+/** In UTC, as the audit trail shows it. */
+function secondOf(ms: number): string {
+  return new Date(ms).toISOString().slice(0, 19).replace("T", " ");
 }
 
 /** As `--every` takes it. */

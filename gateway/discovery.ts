@@ -193,7 +193,7 @@ export async function runDiscover(
       sshPort ? String(sshPort) : "",
       gatewayTlsFingerprintSha256 ? `${gatewayTlsFingerprintSha256.slice(0, 16)}…` : "",
     ]),
-    { header: ["name", "address", "ssh port", "fingerprint"] },
+    { header: ["NAME", "ADDRESS", "SSH PORT", "FINGERPRINT"] },
   );
   terminal.err(
     "Nobody has checked these claims: compare a fingerprint with what zero gateway cert show " +

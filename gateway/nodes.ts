@@ -56,9 +56,14 @@ export interface InvokeOptions {
   onProgress?(piece: Piece): boolean;
 }
 
+/** Nodes that are gone, and remembered when they were last there. */
+const MAX_GONE = 1_000;
+
 export class NodeRegistry {
   readonly #nodes = new Map<string, ConnectedNode>();
   readonly #invocations = new Map<string, Invocation>();
+  /** When nodes that are gone were last there; the first to go first. */
+  readonly #lastSeen = new Map<string, number>();
   readonly #onRegistered: (nodeId: string) => void;
   #lateResults = 0;
   /** One for all: most invocations are answered long before it fires. */
@@ -74,6 +79,7 @@ export class NodeRegistry {
   /** Makes a connection the way to its node; one that was before it is closed and forgotten. */
   register(nodeId: string, connection: Connection, declaration: Declaration) {
     const old = this.#nodes.get(nodeId);
+    this.#lastSeen.delete(nodeId);
     this.#nodes.set(nodeId, { ...declaration, nodeId, connection, connectedAtMs: Date.now() });
     if (old) old.connection.close(4000, "replaced by a newer connection of this node");
     this.#onRegistered(nodeId);
@@ -81,7 +87,10 @@ export class NodeRegistry {
 
   /** Ends what a connection had in flight; the node stays if another connection has taken over. */
   unregister(nodeId: string, connId: string) {
-    if (this.#nodes.get(nodeId)?.connection.id === connId) this.#nodes.delete(nodeId);
+    if (this.#nodes.get(nodeId)?.connection.id === connId) {
+      this.#nodes.delete(nodeId);
+      this.#noteGone(nodeId);
+    }
     for (const [id, invocation] of this.#invocations) {
       if (invocation.connId !== connId) continue;
       this.#invocations.delete(id);
@@ -96,6 +105,11 @@ export class NodeRegistry {
 
   find(nodeId: string): ConnectedNode | undefined {
     return this.#nodes.get(nodeId);
+  }
+
+  /** When a node that is gone was last there, as far as this gateway saw it go. */
+  lastSeenAtMs(nodeId: string): number | undefined {
+    return this.#lastSeen.get(nodeId);
   }
 
   /** In the order they connected. */
@@ -199,6 +213,14 @@ export class NodeRegistry {
     }
     this.#nodes.clear();
     clearTimeout(this.#timer);
+  }
+
+  #noteGone(nodeId: string) {
+    this.#lastSeen.delete(nodeId);
+    this.#lastSeen.set(nodeId, Date.now());
+    if (this.#lastSeen.size <= MAX_GONE) return;
+    const [oldest] = this.#lastSeen.keys();
+    this.#lastSeen.delete(oldest);
   }
 
   #sweepAt(atMs: number) {

@@ -19,6 +19,7 @@ export interface NodeInfo {
   commands?: string[];
   connectedAtMs?: number;
   lastConnectedAtMs?: number;
+  lastSeenAtMs?: number;
   latencyMs?: number;
   paired?: boolean;
   connected?: boolean;
@@ -309,10 +310,14 @@ export async function invoke(
 
 /** What whoever typed the command can do; the gateway does not know that there is one. */
 function fixFor({ details }: RpcError): string | undefined {
-  const { reason, nodeError } = (details ?? {}) as {
+  const { code, reason, nodeError } = (details ?? {}) as {
+    code?: unknown;
     reason?: unknown;
     nodeError?: { code?: unknown } | null;
   };
+  if (code === "NOT_CONNECTED") {
+    return 'zero node run on that machine; "zero nodes invoke --queue 10m" waits for it';
+  }
   if (nodeError?.code === "TIMEOUT") return "--invoke-timeout MS waits longer";
   if (reason === "command not allowlisted") {
     return "gateway.nodes.allowCommands and .denyCommands in the gateway's configuration";
@@ -523,9 +528,12 @@ function showPaired(
   );
 }
 
-function stateOf({ connected, connectedAtMs, lastConnectedAtMs }: Partial<NodeInfo>): string {
+function stateOf(
+  { connected, connectedAtMs, lastConnectedAtMs, lastSeenAtMs }: Partial<NodeInfo>,
+): string {
   const ago = (ms: number | undefined) => formatDuration(Math.max(0, Date.now() - (ms ?? 0)));
   if (connected) return connectedAtMs ? `connected for ${ago(connectedAtMs)}` : "connected";
+  if (lastSeenAtMs) return `offline, last seen ${ago(lastSeenAtMs)} ago`;
   return lastConnectedAtMs ? `offline, connected ${ago(lastConnectedAtMs)} ago` : "offline";
 }
 

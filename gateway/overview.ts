@@ -331,14 +331,14 @@ function showDetails({ hello, status }: Findings, presence: unknown[], terminal:
       const { host, ip, mode, version, reason } = entry as Record<string, string | undefined>;
       return [host ?? "?", ip ?? "", mode ?? "", version ?? "", reason ?? ""];
     }),
-    { header: ["host", "address", "mode", "version", "reason"] },
+    { header: ["HOST", "ADDRESS", "MODE", "VERSION", "REASON"] },
   );
   const recent = status?.sessions?.recent ?? [];
   if (recent.length === 0) return;
   terminal.out(`\n${bold("Recent sessions")}`);
   terminal.table(
     recent.map(({ key, age, model }) => [key, age == null ? "" : formatDuration(age), model ?? ""]),
-    { header: ["key", "age", "model"] },
+    { header: ["SESSION", "ACTIVE", "MODEL"] },
   );
 }
 
@@ -438,7 +438,7 @@ function showGatewayStatus(
   const answer = found === undefined
     ? undefined
     : found.failure
-    ? red("no answer")
+    ? red((found.failure.layer ?? "network") === "network" ? "no answer" : "refused")
     : green(`answered in ${found.connectLatencyMs} ms`);
   const [listener] = port?.listeners ?? [];
   const stranger = listener && runtime.status !== "running"

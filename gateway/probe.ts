@@ -435,7 +435,7 @@ function show(
     self ? [self.host, self.version].filter(Boolean).join(" ") : "",
     active ? "" : dim("not used by commands"),
   ]);
-  terminal.table(rows, { header: ["target", "address", "result", "gateway", ""] });
+  terminal.table(rows, { header: ["TARGET", "ADDRESS", "RESULT", "GATEWAY", ""] });
   for (const { id, connect } of targets) {
     if (connect.error) terminal.err(`${id}: ${connect.error}`);
   }

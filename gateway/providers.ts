@@ -121,7 +121,7 @@ export async function addProvider(
   const verdict = offered === undefined ? "" : isProven ? "; the key is good" : "; it answers";
   terminal.out(`Added ${name} (${baseUrl})${verdict}`);
   if (isDefault) terminal.out(`Agents now use ${name}/${model}`);
-  else if (model !== undefined) {
+  else if (model !== undefined && reading.config.agents?.defaults?.model !== `${name}/${model}`) {
     terminal.out(`To use it: zero config set agents.defaults.model ${name}/${model}`);
   } else {
     terminal.out(`Choose a model: zero models ${name}, then zero auth add ${name} --model ID`);
@@ -148,7 +148,7 @@ export async function listProviders(
   }
   terminal.table(
     providers.map((one) => [one.name, one.baseUrl ?? "", one.key, one.models.join(", ")]),
-    { header: ["Provider", "Address", "Key", "Models"] },
+    { header: ["PROVIDER", "ADDRESS", "KEY", "MODELS"] },
   );
 }
 
@@ -219,7 +219,7 @@ export function tellUsage(answer: unknown, isJson: boolean, terminal: Terminal):
   ];
   terminal.table(
     [...models.map((one) => row(one.model, one)), row("all", totals)],
-    { header: ["Model", "Turns", "Tokens in", "Tokens out", "Cost"] },
+    { header: ["MODEL", "TURNS", "TOKENS IN", "TOKENS OUT", "COST"] },
   );
 }
 

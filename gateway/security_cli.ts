@@ -7,6 +7,7 @@ export function securityCommands({ place }: { place: () => Paths }): Command[] {
   return [
     command({
       path: ["security", "audit"],
+      aliases: [["security"]],
       summary: "Look for what makes this installation easier to break into than it need be",
       flags: {
         ...JSON_FLAG,

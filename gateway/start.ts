@@ -242,7 +242,10 @@ export async function startGateway(options: StartOptions): Promise<RunningGatewa
       contacts,
       outbox,
       runs: () => runs,
-      onChange: () => healthNews.schedule(),
+      onChange: () => {
+        health.refresh();
+        healthNews.schedule();
+      },
       onRequest: ({ askedAtMs: _, approvedAtMs: __, ...who }) => {
         events.publish("channel.pair.requested", { ...who, ts: Date.now() });
         const { channel, senderId, name } = who;

@@ -102,6 +102,7 @@ export function tunnelCommands(world: CallWorld): Command[] {
 
     command({
       path: ["tunnel", "list"],
+      aliases: [["tunnel"]],
       summary: "Tunnels that were opened, and remotes that could be reached through one",
       flags: JSON_FLAG,
       run: async ({ flags }, terminal) => {

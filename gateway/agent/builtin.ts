@@ -174,10 +174,10 @@ export const COMMANDS: readonly Command[] = [
     waits: "unless-busy",
     run: ({ origin, sessionKey }) => {
       const { kind, address, senderName, isOwner } = origin;
-      const from = address ? `${address.channel}, chat ${address.to}` : kind;
+      const name = senderName ?? origin.callerName ?? kind;
+      const who = address ? `${name} (${address.channel}, chat ${address.to})` : name;
       return Promise.resolve(
-        `${senderName ?? origin.callerName ?? "You"} (${from}), ` +
-          `${isOwner ? "an owner of this gateway" : "not an owner of this gateway"}. ` +
+        `You are ${isOwner ? "" : "not "}an owner of this gateway: ${who}. ` +
           `Conversation: ${sessionKey}`,
       );
     },

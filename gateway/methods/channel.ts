@@ -80,11 +80,12 @@ export const channelMethods = [
     scope: "operator.admin",
     params: object({ channel: nonEmpty(), accountId: optional(nonEmpty()) }),
     result: object({ channel: text(), accountId: text(), cleared: boolean() }),
-    async handle({ channel, accountId = DEFAULT_ACCOUNT }, { gateway }) {
+    async handle({ channel, accountId = DEFAULT_ACCOUNT }, { gateway, caller }) {
       if (channel !== "telegram") {
         throw new RpcError("INVALID_REQUEST", "invalid channels.logout channel");
       }
       const cleared = await gateway.channelSetup.clear(channel);
+      if (cleared) gateway.audit.record("channel.removed", { channel, by: nameOf(caller) });
       return { channel, accountId, cleared };
     },
   }),

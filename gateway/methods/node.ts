@@ -26,7 +26,6 @@ import { cleared, kindOf, rulesOf } from "../invocation.ts";
 import { LegacyNode, LegacyRequest, nodeDescription } from "../legacy_nodes.ts";
 import { MAX_PIECE, type Piece, PROGRESS } from "../node/progress.ts";
 import { handleNodeEvent } from "../node_events.ts";
-import type { ConnectedNode } from "../nodes.ts";
 import { approveRequest, mustHold, rejectRequest } from "./device.ts";
 import { recordRules } from "./exec_approvals.ts";
 import { queuedAnswer, QueueWish, sendOrQueue } from "./node_queue.ts";
@@ -56,6 +55,8 @@ const node = {
   connectedAtMs: optional(integer()),
   /** When it last came in; beside `connectedAtMs` for nodes that are gone. */
   lastConnectedAtMs: optional(integer()),
+  /** When a node that is gone went, as far as this gateway saw it; else when it last came in. */
+  lastSeenAtMs: optional(integer()),
   /** Round trip of the last ping. */
   latencyMs: optional(number()),
   paired: boolean(),
@@ -83,9 +84,9 @@ export const nodeMethods = [
     result: object({ ts: integer(), ...node }),
     handle({ nodeId }, { gateway }) {
       const device = gateway.devices.find(nodeId);
-      const connected = gateway.nodes.find(nodeId);
-      if (!connected && !device?.roles.includes("node")) throw unknownNode();
-      return { ts: Date.now(), ...describe(nodeId, connected, device, rulesOf(gateway)) };
+      const isKnown = gateway.nodes.find(nodeId) || device?.roles.includes("node");
+      if (!isKnown) throw unknownNode();
+      return { ts: Date.now(), ...describe(nodeId, device, gateway, rulesOf(gateway)) };
     },
   }),
   method({
@@ -370,9 +371,7 @@ function listNodes(gateway: Gateway): Node[] {
   const paired = gateway.devices.list().filter(({ roles }) => roles.includes("node"));
   const known = new Map(paired.map((device) => [device.deviceId, device]));
   const ids = new Set([...known.keys(), ...gateway.nodes.list().map(({ nodeId }) => nodeId)]);
-  const nodes = [...ids].map((nodeId) =>
-    describe(nodeId, gateway.nodes.find(nodeId), known.get(nodeId), rules)
-  );
+  const nodes = [...ids].map((nodeId) => describe(nodeId, known.get(nodeId), gateway, rules));
   const name = ({ displayName, nodeId }: Node) => (displayName ?? nodeId).toLowerCase();
   return nodes.sort((a, b) =>
     Number(b.connected) - Number(a.connected) || (name(a) < name(b) ? -1 : 1)
@@ -381,10 +380,11 @@ function listNodes(gateway: Gateway): Node[] {
 
 function describe(
   nodeId: string,
-  connected: ConnectedNode | undefined,
   device: PairedDevice | undefined,
+  { nodes }: Pick<Gateway, "nodes">,
   rules: NodeRules,
 ): Node {
+  const connected = nodes.find(nodeId);
   const client = connected?.connection.client;
   const latency = connected?.connection.latencyMs;
   const described: Node = {
@@ -403,6 +403,7 @@ function describe(
     permissions: connected?.permissions && { ...connected.permissions },
     connectedAtMs: connected?.connectedAtMs,
     lastConnectedAtMs: connected?.connectedAtMs ?? lastUseOf(device),
+    lastSeenAtMs: connected ? undefined : nodes.lastSeenAtMs(nodeId) ?? lastUseOf(device),
     latencyMs: latency === undefined ? undefined : Math.round(latency * 10) / 10,
     paired: device !== undefined,
     connected: connected !== undefined,

@@ -1,6 +1,6 @@
 import { assert, assertEquals, assertMatch, assertNotMatch } from "@std/assert";
 import { createProgram, main, versionOf } from "../../main.ts";
-import { runProgram } from "../../config/command.ts";
+import { pathsOf, runProgram } from "../../config/command.ts";
 import { captureTerminal } from "../support/captured_terminal.ts";
 
 const CANARY = "canary-7f3a9c";
@@ -396,6 +396,22 @@ Deno.test("a bad profile name and --dev beside --profile are wrong usage", async
   assertEquals([name.code, both.code], [2, 2]);
   assertMatch(name.stderr, /^error: Cannot use --profile "\.\.\/x": /);
   assertMatch(both.stderr, /^error: Cannot take --profile and --dev together/);
+});
+
+Deno.test("each command is among those that its first word loads, behind a profile too", async () => {
+  const create = (...argv: string[]) => createProgram({ argv, env: {}, cwd: "/" });
+  const all = await create();
+  const words = new Set(all.commands.flatMap(pathsOf).map(([word]) => word));
+  for (const word of words) {
+    const expected = all.commands.flatMap(pathsOf).filter(([first]) => first === word).sort();
+    for (const argv of [[word, "x"], ["--profile", "node", word], ["--dev", word]]) {
+      const found = (await create(...argv)).commands.flatMap(pathsOf);
+      assertEquals(found.filter(([first]) => first === word).sort(), expected, argv.join(" "));
+    }
+  }
+  assertEquals(words.size > 20, true);
+  // Where the word could be the value of an option, nothing is left out.
+  assertEquals((await create("--remote", "node", "health")).commands.length, all.commands.length);
 });
 
 Deno.test("help and version need neither a home nor a configuration", async () => {

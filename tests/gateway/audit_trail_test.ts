@@ -285,7 +285,7 @@ Deno.test("the trail says of each event who did it, why and from where", async (
   assertEquals(missing, []);
 });
 
-Deno.test("the trail says who added a channel, and whom it let in and out", async () => {
+Deno.test("the trail says who added and removed a channel, and whom it let in and out", async () => {
   await using bot = startBotApi();
   await using gateway = await startTestGateway();
   await using operator = await gateway.connect();
@@ -301,6 +301,8 @@ Deno.test("the trail says who added a channel, and whom it let in and out", asyn
   const [, code] = /telegram ([A-Z2-9]{8})/.exec(params.text)!;
   await operator.call("pairing.approve", { channel, code });
   await operator.call("pairing.remove", { channel, senderId });
+  await operator.call("channels.logout", { channel });
+  await operator.call("channels.logout", { channel });
 
   const list = (await entries(gateway)).map(factsOf).reverse()
     .filter(({ event }) => event.startsWith("channel."));
@@ -310,6 +312,7 @@ Deno.test("the trail says who added a channel, and whom it let in and out", asyn
     { event: "channel.requested", ...stranger },
     { event: "channel.paired", by, ...stranger },
     { event: "channel.unpaired", by, channel, senderId, count: 1 },
+    { event: "channel.removed", by, channel, count: 1 },
   ]);
   assertEquals(
     AUDIT_EVENTS.filter((event) => event.startsWith("channel.")),

@@ -276,6 +276,7 @@ Deno.test("node.list has connected nodes first, then by name; those that left of
   const gone = await connectNode(gateway, { name: "Attic" });
   await using _b = await connectNode(gateway, { name: "beta" });
   await using a = await connectNode(gateway, { name: "Alpha", commands: ["system.which"] });
+  const leftAtMs = Date.now();
   await gone.client.close();
 
   const nodes = await nodesOnce(operator, (all) =>
@@ -298,7 +299,9 @@ Deno.test("node.list has connected nodes first, then by name; those that left of
   ]);
   assert(first.connectedAtMs <= ts && first.latencyMs >= 0, JSON.stringify(first));
   assertEquals([last.caps, last.commands, last.connectedAtMs], [[], [], undefined]);
-  assert(last.lastConnectedAtMs <= ts, JSON.stringify(last));
+  assert(last.lastConnectedAtMs <= leftAtMs, JSON.stringify(last));
+  assert(last.lastSeenAtMs >= leftAtMs && last.lastSeenAtMs <= ts, JSON.stringify(last));
+  assertEquals(first.lastSeenAtMs, undefined);
   assertEquals({ ...described, ts: 0, latencyMs: 0 }, { ...first, ts: 0, latencyMs: 0 });
   assertEquals(unknown.message, "unknown nodeId");
 });
