@@ -475,10 +475,10 @@ export function nearest(word: string, candidates: Iterable<string>): string | un
   return best?.candidate;
 }
 
-/** One line of help for a word below a path: its command's, its group's, or its own words. */
+/** One line of help for a word below a path: its group's, its command's, or its own words. */
 export function summaryOf(program: Program, path: readonly string[]): string {
   const found = program.commands.find((one) => pathsOf(one).some((words) => isSame(words, path)));
-  return found?.summary ?? groupOf(program, path);
+  return program.groups?.[path.join(" ")] ?? found?.summary ?? groupOf(program, path);
 }
 
 function groupOf(program: Program, path: readonly string[]): string {

@@ -77,7 +77,7 @@ export function authCommands(
     }),
     command({
       path: ["models"],
-      summary: "List the models that agents can use, or all that a provider offers",
+      summary: "The models that agents can use, or all that a provider offers",
       usage: "[PROVIDER]",
       flags: RPC_FLAGS,
       details: "Without PROVIDER the gateway is asked. With it the provider is, with the key of " +

@@ -239,7 +239,7 @@ export function devicesCommands(world: CallWorld): Command[] {
 
     command({
       path: ["join"],
-      summary: "Pair this machine with a gateway, by a link from zero devices invite",
+      summary: "Pair this machine, by a link from zero devices invite",
       flags: {
         timeout: RPC_FLAGS.timeout,
         json: RPC_FLAGS.json,
@@ -445,6 +445,8 @@ interface AuditAnswer {
     ip?: string;
     role?: string;
     scopes?: string[];
+    channel?: string;
+    senderId?: string;
     count: number;
   }[];
 }
@@ -463,8 +465,9 @@ function showAudit({ entries }: AuditAnswer, terminal: Terminal) {
   );
 }
 
-function whoIn({ user, displayName, deviceId, clientId = "" }: AuditAnswer["entries"][number]) {
-  const what = displayName ?? (deviceId ? short(deviceId) : clientId);
+function whoIn(entry: AuditAnswer["entries"][number]) {
+  const { user, displayName, deviceId, clientId, senderId, channel = "" } = entry;
+  const what = displayName ?? (deviceId ? short(deviceId) : clientId ?? senderId ?? channel);
   return user === undefined ? what : `${user} (${what || "no device"})`;
 }
 

@@ -185,6 +185,7 @@ const HOP_OF: Partial<Record<TunnelErrorKind, HopName>> = {
   "local-port": "ssh-forward",
   "no-answer": "ssh-forward",
   "gateway-down": "tcp",
+  tls: "tls",
 };
 /** The hop that each layer of a refusal belongs to (D13). */
 const LAYERS: Record<string, HopName> = {
@@ -275,7 +276,7 @@ async function lookAtSsh(walk: Walk): Promise<Hop[]> {
   const { openTunnel } = await import("../tunnel/tunnels.ts");
   try {
     const tunnel = walk.parts.use(
-      await openTunnel({ ...ssh, anyPort: true }, {
+      await openTunnel({ ...ssh, pins: target.pins, anyPort: true }, {
         paths,
         version,
         // A question would be about something that is then kept: a host key.
@@ -301,7 +302,8 @@ async function lookAtSsh(walk: Walk): Promise<Hop[]> {
     if (!(error instanceof TunnelError)) throw error;
     const { kind, message, fix } = error;
     const name = HOP_OF[kind] ?? "ssh";
-    const forward = kind === "gateway-down" ? [fine("ssh-forward", "ssh takes the forward")] : [];
+    const isBehind = kind === "gateway-down" || kind === "tls";
+    const forward = isBehind ? [fine("ssh-forward", "ssh takes the forward")] : [];
     return [...sshHops(ssh, name), ...forward, broken(name, message, fix)];
   }
 }

@@ -8,7 +8,7 @@ export function doctorCommands(world: CallWorld): Command[] {
   return [
     command({
       path: ["doctor"],
-      summary: "Walk the way to the gateway, and say where it breaks and what mends it",
+      summary: "Where the way to the gateway breaks, and what mends it",
       flags: {
         ...RPC_FLAGS,
         timeout: { ...RPC_FLAGS.timeout, summary: "Longest time for each hop, in milliseconds" },

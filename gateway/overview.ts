@@ -290,12 +290,7 @@ function showStatus(
     ["Agents", health && agentsLine(health)],
     ["Sessions", status && sessionsLine(status)],
     ["Channels", status && (status.channelSummary?.join("; ") || "none configured")],
-    [
-      "Waiting",
-      status?.queuedSystemEvents?.length
-        ? `${status.queuedSystemEvents.length} system events`
-        : undefined,
-    ],
+    ["Waiting", status && waitingLine(status)],
     ["Config", `${target.configPath}${configNote(input.reading, paths)}`],
     ...health ? degradedLines(health, terminal) : [],
   ]);
@@ -492,6 +487,10 @@ function versionLine({ server, protocol }: HelloOk): string {
 
 function hostLine({ host, ip, platform }: GatewaySelf): string {
   return [host ?? "unknown", ip && `(${ip})`, platform].filter(Boolean).join(" ");
+}
+
+function waitingLine({ queuedSystemEvents: { length } = [] }: StatusLike): string | undefined {
+  return length === 0 ? undefined : `${length} system event${length === 1 ? "" : "s"}`;
 }
 
 function agentsLine({ agents = [] }: HealthLike): string {

@@ -121,7 +121,10 @@ export async function addProvider(
   const verdict = offered === undefined ? "" : isProven ? "; the key is good" : "; it answers";
   terminal.out(`Added ${name} (${baseUrl})${verdict}`);
   if (isDefault) terminal.out(`Agents now use ${name}/${model}`);
-  else if (model !== undefined && reading.config.agents?.defaults?.model !== `${name}/${model}`) {
+  else if (model !== undefined) {
+    if (reading.config.agents?.defaults?.model === `${name}/${model}`) {
+      return terminal.out(`Agents use ${name}/${model}`);
+    }
     terminal.out(`To use it: zero config set agents.defaults.model ${name}/${model}`);
   } else {
     terminal.out(`Choose a model: zero models ${name}, then zero auth add ${name} --model ID`);

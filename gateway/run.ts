@@ -3,7 +3,7 @@
 
 import { ConfigError, type ConfigReading, formatIssue, readConfig } from "../config/load.ts";
 import { formatLogLine, type OpenLog, openLog } from "../config/log.ts";
-import type { Paths } from "../config/paths.ts";
+import { inProfile, type Paths } from "../config/paths.ts";
 import { type GatewayFlags, gatewaySettings, sharedMode } from "../config/settings.ts";
 import type { Terminal } from "../config/terminal.ts";
 import { readInterfaces } from "./bind.ts";
@@ -71,7 +71,7 @@ export async function runGateway(options: RunOptions): Promise<number> {
     const refusal = refusalOf(error, paths);
     if (!refusal) throw error;
     terminal.err(`Gateway failed to start: ${refusal.message}`);
-    terminal.err(`Fix: ${refusal.fix}`);
+    terminal.err(`Fix: ${inProfile(refusal.fix, paths.profile)}`);
     return EXIT_REFUSED;
   }
 }

@@ -158,7 +158,9 @@ export async function showTunnels(
   const all = (await readTunnels(paths)).map(({ status }) => status);
   const tunnels = all.filter((one) => chosen === undefined || one.name === chosen);
   if (json) return terminal.json({ tunnels });
-  if (tunnels.length === 0) return terminal.err("There is no tunnel; open one: zero tunnel up NAME --ssh TARGET");
+  if (tunnels.length === 0) {
+    return terminal.err("There is no tunnel; open one: zero tunnel up NAME --ssh TARGET");
+  }
   tellTunnels(tunnels, terminal);
 }
 

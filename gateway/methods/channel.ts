@@ -85,6 +85,7 @@ export const channelMethods = [
         throw new RpcError("INVALID_REQUEST", "invalid channels.logout channel");
       }
       const cleared = await gateway.channelSetup.clear(channel);
+      await gateway.channels.refresh();
       if (cleared) gateway.audit.record("channel.removed", { channel, by: nameOf(caller) });
       return { channel, accountId, cleared };
     },

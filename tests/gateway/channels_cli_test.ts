@@ -91,9 +91,18 @@ Deno.test("zero channels logout stops the channel and forgets its token", async 
 
   const out = await at.run(["channels", "logout", "telegram"]);
   const again = await at.run(["channels", "logout", "telegram"]);
+  const other = await at.run(["channels", "logout", "pigeon"]);
+  const short = await at.run(["channels"]);
   const status = await at.run(["channels", "status"]);
+  const health = await at.run(["health"]);
 
   assertEquals(before, 0o600);
+  assertEquals([other.code, other.stderr], [
+    2,
+    "error: Cannot log out of pigeon: the one channel is telegram\n",
+  ]);
+  assertEquals([short.code, short.stdout], [0, status.stdout]);
+  assertMatch(health.stdout, /^Channels +none configured$/m);
   assertEquals(out.stdout, "Forgot the token of telegram\n");
   assertEquals(again.stdout, "telegram had no token\n");
   assertEquals(status.stdout, "No channels. Add one: zero channels add telegram\n");
@@ -117,7 +126,9 @@ Deno.test("zero pairing shows who waits, lets them in, and out again; operators 
   const removed = await at.run(["pairing", "remove", "telegram", String(STRANGER.id)]);
   const twice = await at.run(["pairing", "remove", "telegram", String(STRANGER.id)]);
   const { entries } = await operator.call("audit.list", {});
+  const audit = await at.run(["audit"]);
 
+  assertMatch(audit.stdout, new RegExp(`channel\\.unpaired +${STRANGER.id} +by shared secret`));
   assertEquals(nobody.stdout, "Nobody has asked\n");
   assertMatch(list.stdout, new RegExp(`telegram +${STRANGER.id} +Mallory +${requested.code}`));
   assertEquals(wrong.code, 1);

@@ -31,7 +31,7 @@ Deno.test("a job is added, listed, run, looked at, switched off and on, and remo
   const removed = await at.run("rm", "tea time");
   const gone = await at.run("rm", "tea time");
 
-  assertEquals(none.stdout, "No jobs\n");
+  assertEquals(none.stdout, "No jobs. Add one: zero cron add --help tells how\n");
   assertMatch(added.stdout, /^Added Tea time \([0-9a-f]{8}\): in /);
   const rows = listed.stdout.trimEnd().split("\n").map((row) => row.trim().split(/ {2,}/));
   assertEquals(rows[0], ["JOB", "NAME", "WHEN", "NEXT", "LAST"]);

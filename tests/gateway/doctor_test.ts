@@ -572,7 +572,7 @@ async function behindSsh(port?: number) {
   return {
     gateway,
     sshd,
-    doctor: () => at.doctor(flags),
+    doctor: (given: Partial<CallFlags> = {}) => at.doctor({ ...flags, ...given }),
     /** No connection through sshd is left. */
     quiet: () =>
       eventually("nobody is connected", async () => (await sshd.children()).length === 0),
@@ -648,6 +648,30 @@ Deno.test("no gateway behind ssh: it stops at tcp, and names the start on the ot
 
   assertStops(hops, "tcp", "no gateway listens on port", `ssh ${at.sshd.alias} zero gateway`);
   assertEquals(namesOf(hops).slice(-2), ["ssh-forward", "tcp"]);
+  await at.quiet();
+});
+
+Deno.test("another certificate behind ssh: it stops at tls, and not one byte is said inside", {
+  ...ssh,
+}, async () => {
+  const heard = { bytes: 0, dials: 0 };
+  const server = createServer({ cert: CERTIFICATE, key: PRIVATE_KEY }, (socket) => {
+    socket.on("data", (bytes) => heard.bytes += bytes.length);
+    socket.on("error", () => {}); // a client that goes away at once
+  });
+  server.on("connection", () => heard.dials++);
+  server.on("tlsClientError", () => {});
+  await new Promise<void>((resolve) => server.listen(0, "127.0.0.1", () => resolve()));
+  await using _server = {
+    [Symbol.asyncDispose]: () => new Promise<void>((resolve) => server.close(() => resolve())),
+  };
+  await using at = await behindSsh((server.address() as { port: number }).port);
+
+  const hops = await at.doctor({ "tls-fingerprint": WRONG_PIN });
+
+  assertStops(hops, "tls", "gateway tls fingerprint mismatch", SHOWN);
+  assertEquals(namesOf(hops).slice(-2), ["ssh-forward", "tls"]);
+  assertEquals([heard.dials > 0, heard.bytes], [true, 0]);
   await at.quiet();
 });
 
