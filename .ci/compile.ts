@@ -23,6 +23,8 @@ const runtimeFlags = project.tasks.start.split(" ").filter((word) =>
   /^--(allow-|v8-flags=)/.test(word)
 );
 
+const excluded = (await deadWeight()).flatMap((path) => ["--exclude", path]);
+
 await Deno.mkdir(output, { recursive: true });
 for (const target of isAll ? TARGETS : [undefined]) {
   const file = `${output}/${target ? `zero-${project.version}-${target}` : "zero"}`;
@@ -35,6 +37,7 @@ for (const target of isAll ? TARGETS : [undefined]) {
       ...(compiler === Deno.execPath() ? ["--frozen"] : ["--no-lock"]),
       ...runtimeFlags,
       ...(target ? ["--target", target] : []),
+      ...excluded,
       ...FAMILIES.flatMap(({ file }) => file ? ["--include", file] : []),
       "--output",
       file,
@@ -48,4 +51,52 @@ for (const target of isAll ? TARGETS : [undefined]) {
   if (!success) Deno.exit(code);
   const { size } = await Deno.stat(file);
   console.log(`${file}  ${(size / 1_048_576).toFixed(1)} MiB`);
+}
+
+/**
+ * What the packages bring that no program reads: their sources, documents and declarations. The
+ * executable would carry it, and its runtime keep it in memory.
+ */
+async function deadWeight(): Promise<string[]> {
+  const { stdout } = await new Deno.Command(compiler, { args: ["info", "--json"] }).output();
+  const { npmCache } = JSON.parse(new TextDecoder().decode(stdout)) as { npmCache: string };
+  const { packages } = await readLock();
+  const found: string[] = [];
+  for await (const { name: registry } of Deno.readDir(npmCache)) {
+    for (const folder of packages) await collect(`${npmCache}/${registry}/${folder}`, found);
+  }
+  return found;
+}
+
+async function collect(folder: string, found: string[]): Promise<void> {
+  try {
+    for await (const { name, isDirectory } of Deno.readDir(folder)) {
+      const path = `${folder}/${name}`;
+      const isDead = isDirectory
+        ? /^(src|docs?|tests?|examples?|__tests__)$/.test(name)
+        : /\.(map|md|d\.[cm]?ts)$/.test(name);
+      if (isDead && !isLoaded(path)) found.push(path);
+      else if (isDirectory) await collect(path, found);
+    }
+  } catch (error) {
+    if (!(error instanceof Deno.errors.NotFound)) throw error; // a package this program never loads
+  }
+}
+
+/** Some packages keep in `src` what they load. */
+function isLoaded(path: string): boolean {
+  return /\/(debug|ms|dns-packet|thunky)\//.test(path);
+}
+
+/** Folders of the packages below a registry: `name/1.2.3`. */
+async function readLock(): Promise<{ packages: string[] }> {
+  const { npm } = JSON.parse(await Deno.readTextFile("deno.lock")) as {
+    npm: Record<string, unknown>;
+  };
+  return {
+    packages: Object.keys(npm).map((key) => {
+      const at = key.indexOf("@", 1);
+      return `${key.slice(0, at)}/${key.slice(at + 1).replace(/_.*$/, "")}`;
+    }),
+  };
 }

@@ -48,7 +48,9 @@ export async function runApproved<T>(
     throw new RpcError("FORBIDDEN", "exec denied: host=node security=deny");
   }
   const nobodyAnswered = () =>
-    new RpcError("FORBIDDEN", `exec denied: approval required (${unanswered})`);
+    new RpcError("FORBIDDEN", `exec denied: approval required (${unanswered})`, {
+      details: { fix: "Ask again while somebody answers: zero approvals watch" },
+    });
   // A node that keeps a list of what may run is the one to say whether this is on it. One that lets
   // everything run, or says nothing, would not ask on behalf of whoever wants it stricter.
   const isJudge = theirs?.security === "allowlist";

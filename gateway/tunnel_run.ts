@@ -219,7 +219,7 @@ export async function installTunnel(
   readTarget(spec.target);
   const { stateDir, configPath, profile } = paths;
   // The unit takes its place.
-  await stopOwner(paths, spec.name);
+  const wasUp = await stopOwner(paths, spec.name);
   // What the configuration expects is read anew at each start.
   const pins = flags["tls-fingerprint"] === undefined ? undefined : spec.pins;
   const argv = [...ownProgram(), ...keeperArguments({ ...spec, pins })];
@@ -233,7 +233,7 @@ export async function installTunnel(
   terminal.out(
     isEnabled
       ? `The tunnel ${spec.name} to ${spec.target} runs now and after each login`
-      : "It could not be started from here",
+      : `It could not be started from here${wasUp ? ", and the tunnel is closed until it is" : ""}`,
   );
   for (const line of next) terminal.out(`Next: ${line}`);
   if (isEnabled) terminal.out(`See how it does: zero tunnel status ${spec.name}`);

@@ -593,3 +593,12 @@ Deno.test("a configuration with mistakes stops commands that would need it", asy
   assertEquals(blind.json.error.fix, "zero config validate");
   assertEquals([named.code, named.json.ok], [0, true]);
 });
+
+Deno.test("a start that is refused names what mends it for the profile it was tried in", async () => {
+  await using home = await Home.make();
+
+  const { code, stderr } = await home.run(["--profile", "work", "gateway", "--bind", "lan"]);
+
+  assertEquals(code, 78);
+  assertStringIncludes(stderr, "\nFix: zero --profile work config set gateway.auth.token\n");
+});
