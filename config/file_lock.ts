@@ -24,3 +24,46 @@ export async function tryLock(
     clearTimeout(timer);
   }
 }
+
+/** Whether somebody holds the lock of a file. */
+export async function isLocked(path: string): Promise<boolean> {
+  try {
+    using file = await Deno.open(path, { read: true, write: true });
+    return !await tryLock(file);
+  } catch (error) {
+    if (error instanceof Deno.errors.NotFound) return false;
+    throw error;
+  }
+}
+
+/** A lock with a word in its file of who holds it, for whoever finds it taken. */
+export class NotedLock<Note> {
+  readonly #file: Deno.FsFile;
+
+  private constructor(file: Deno.FsFile) {
+    this.#file = file;
+  }
+
+  /** @returns undefined when somebody else has it */
+  static async acquire<Note>(path: string, note: Note): Promise<NotedLock<Note> | undefined> {
+    const file = await Deno.open(path, { read: true, write: true, create: true, mode: 0o600 });
+    if (!await tryLock(file)) {
+      file.close();
+      return undefined;
+    }
+    const lock = new NotedLock<Note>(file);
+    lock.note(note);
+    return lock;
+  }
+
+  note(note: Note) {
+    this.#file.truncateSync();
+    this.#file.seekSync(0, Deno.SeekMode.Start);
+    this.#file.writeSync(new TextEncoder().encode(`${JSON.stringify(note)}\n`));
+  }
+
+  [Symbol.dispose]() {
+    this.#file.truncateSync();
+    this.#file.close();
+  }
+}

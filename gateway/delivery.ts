@@ -2,12 +2,11 @@
 // of a session.
 
 import type { Config } from "../config/schema.ts";
-import type { Address } from "./channels/channel.ts";
+import { type Address, DEFAULT_ACCOUNT } from "./channels/channel.ts";
 import type { Sessions } from "./sessions.ts";
 
 /** Channels that every gateway knows; `last` and `webchat` name none. */
 const CHANNELS = ["telegram", "last", "webchat"];
-const DEFAULT_ACCOUNT = "default";
 
 /** How a caller names a chat. */
 export interface ChatName {

@@ -190,12 +190,13 @@ interface NodeStatus {
 }
 
 async function readStatus({ place }: CallWorld, terminal: Terminal): Promise<NodeStatus> {
-  const { isNodeRunning, nodeFiles, readNodeNote } = await import("./node/run.ts");
+  const { nodeFiles, readNodeNote } = await import("./node/run.ts");
+  const { isLocked } = await import("../config/file_lock.ts");
   const { readNodeFile } = await import("./node/node_file.ts");
   const { approvalsPaths } = await import("./node/approvals_file.ts");
   const paths = place();
   const { nodeFile, lockFile } = nodeFiles(paths);
-  const running = await isNodeRunning(lockFile);
+  const running = await isLocked(lockFile);
   const note = running ? await readNodeNote(lockFile) : undefined;
   const known = await readNodeFile(nodeFile, (message) => terminal.err(message));
   const { file: approvalsFile } = approvalsPaths(paths);

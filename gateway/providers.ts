@@ -1,6 +1,7 @@
 // Adding, listing and removing model providers in the configuration of this machine. A key is tried
 // before it is kept, and kept in a file of its own.
 
+import { writePrivateFile } from "../config/private_file.ts";
 import { UsageError } from "../config/command.ts";
 import { setKey, unsetKey, writeConfig } from "../config/edit.ts";
 import { ConfigError, type ConfigReading, readConfig } from "../config/load.ts";
@@ -369,11 +370,7 @@ function keyFile({ stateDir }: Paths, name: string): string {
 /** Only its owner can read it, from its first byte on. */
 async function keepKey(paths: Paths, name: string, key: string): Promise<string> {
   const path = keyFile(paths, name);
-  const folder = path.slice(0, path.lastIndexOf("/"));
-  await Deno.mkdir(folder, { recursive: true, mode: 0o700 });
-  const draft = `${path}.${crypto.randomUUID()}`;
-  await Deno.writeTextFile(draft, `${key}\n`, { mode: 0o600, createNew: true });
-  await Deno.rename(draft, path);
+  await writePrivateFile(path, `${key}\n`);
   return resolvePath(path, { home: paths.env.HOME, cwd: Deno.cwd() });
 }
 

@@ -1,7 +1,7 @@
 // What `zero remote` does: named gateways in the configuration file, written whole and checked first.
 
 import { EXIT_FAILURE, UsageError } from "../config/command.ts";
-import { tryLock } from "../config/file_lock.ts";
+import { isLocked } from "../config/file_lock.ts";
 import { ConfigError, type ConfigReading, readConfig } from "../config/load.ts";
 import type { Paths } from "../config/paths.ts";
 import {
@@ -335,7 +335,7 @@ async function refuseBesideGateway(
   { force }: { force: boolean },
   { lockFile }: Paths,
 ) {
-  if (force || !await isHeld(lockFile)) return;
+  if (force || !await isLocked(lockFile)) return;
   const pid = readLock(lockFile)?.pid;
   const who = pid === undefined ? "" : ` (pid ${pid})`;
   throw new UsageError(
@@ -343,16 +343,6 @@ async function refuseBesideGateway(
       "remote it would not start again",
     { hint: `Use --remote ${name} or ZERO_REMOTE=${name}, or pass --force` },
   );
-}
-
-async function isHeld(lockFile: string): Promise<boolean> {
-  try {
-    using file = await Deno.open(lockFile, { read: true, write: true });
-    return !await tryLock(file);
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return false;
-    throw error;
-  }
 }
 
 function currentOf(

@@ -8,7 +8,7 @@ import { type GatewayFlags, gatewaySettings, sharedMode } from "../config/settin
 import type { Terminal } from "../config/terminal.ts";
 import { readInterfaces } from "./bind.ts";
 import { readFileLimit } from "./file_limit.ts";
-import { InstanceLock, readLock } from "./lock.ts";
+import { acquireInstanceLock, type InstanceLock, readLock } from "./lock.ts";
 import { refuseForeignState } from "./permissions.ts";
 import { findPortHolder } from "../tunnel/port_holder.ts";
 import { StartRefusal } from "./preflight.ts";
@@ -48,7 +48,7 @@ export async function runGateway(options: RunOptions): Promise<number> {
     await Deno.mkdir(paths.stateDir, { recursive: true, mode: 0o700 });
     await refuseForeignState(paths.stateDir);
     if (options.isForced) await stopHolder(options);
-    using lock = await InstanceLock.acquire(paths.lockFile);
+    using lock = await acquireInstanceLock(paths.lockFile);
     const reading = await readConfig({ path: paths.configPath, env: paths.env });
     if (!reading.valid) throw new ConfigError(reading.issues);
     const { logging } = gatewaySettings({

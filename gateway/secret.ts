@@ -1,6 +1,6 @@
 // The secret a gateway makes for itself when nobody chose one (D6).
 
-import { dirname } from "node:path";
+import { writePrivateFile } from "../config/private_file.ts";
 import { encodeBase64Url } from "../rpc/identity.ts";
 
 const TOKEN_BYTES = 32;
@@ -10,10 +10,7 @@ export async function ownToken(path: string): Promise<string> {
   const found = await readToken(path);
   if (found) return found;
   const token = encodeBase64Url(crypto.getRandomValues(new Uint8Array(TOKEN_BYTES)));
-  await Deno.mkdir(dirname(path), { recursive: true, mode: 0o700 });
-  const part = `${path}.part`;
-  await Deno.writeTextFile(part, `${token}\n`, { mode: 0o600 });
-  await Deno.rename(part, path);
+  await writePrivateFile(path, `${token}\n`);
   return token;
 }
 

@@ -2,6 +2,7 @@
 // it, and takes it down again where that is asked for. It never touches a route it did not make, and
 // whatever goes wrong here leaves the gateway running on loopback, degraded.
 
+import { writePrivateFile } from "../config/private_file.ts";
 import type { Log } from "../config/log.ts";
 import type { TailscaleMode } from "../config/settings.ts";
 import { printable } from "../config/terminal.ts";
@@ -270,8 +271,7 @@ export class TailscaleRoute implements AsyncDisposable {
 
   async #keep(route: OwnRoute) {
     const { stateFile } = this.#options;
-    await Deno.writeTextFile(`${stateFile}.new`, JSON.stringify(route), { mode: 0o600 });
-    await Deno.rename(`${stateFile}.new`, stateFile);
+    await writePrivateFile(stateFile, JSON.stringify(route));
   }
 
   async #forget() {

@@ -1,6 +1,7 @@
 // The certificate of the gateway's own port, as files: where they are, how one is made, and how the
 // next one takes the place of the current one. Who serves it is in tls.ts.
 
+import { writePrivateFile } from "../config/private_file.ts";
 import { createPrivateKey, generateKeyPair, randomBytes, X509Certificate } from "node:crypto";
 import { isIP } from "node:net";
 import { promisify } from "node:util";
@@ -233,20 +234,20 @@ export async function makeCertificate(
 
 /** Writes a pair where the current one belongs. */
 export async function storeCertificate({ cert, key }: CertificateFiles, pair: KeyPair) {
-  await writePrivately(key, pair.key);
-  await writePrivately(cert, pair.cert);
+  await writePrivateFile(key, pair.key);
+  await writePrivateFile(cert, pair.cert);
 }
 
 /** Writes a pair beside the current one. */
 export async function storeNext({ nextCert, nextKey }: CertificateFiles, pair: KeyPair) {
-  await writePrivately(nextKey, pair.key);
-  await writePrivately(nextCert, pair.cert);
+  await writePrivateFile(nextKey, pair.key);
+  await writePrivateFile(nextCert, pair.cert);
 }
 
 /** Puts the next certificate in the place of the current one. */
 export async function activateNext(files: CertificateFiles) {
   const current = await readIfThere(files.cert);
-  if (current !== undefined) await writePrivately(files.previousCert, current);
+  if (current !== undefined) await writePrivateFile(files.previousCert, current);
   // In this order: `loadCertificate` can tell a rotation that ended here, and finish it.
   await Deno.rename(files.nextCert, files.cert);
   await Deno.rename(files.nextKey, files.key);
@@ -272,12 +273,4 @@ async function readIfThere(path: string): Promise<string | undefined> {
       { cause: error },
     );
   }
-}
-
-/** Atomic, and for the owner alone. */
-async function writePrivately(path: string, text: string) {
-  await Deno.mkdir(path.slice(0, path.lastIndexOf("/")), { recursive: true, mode: 0o700 });
-  const part = `${path}.${crypto.randomUUID()}.part`;
-  await Deno.writeTextFile(part, text, { mode: 0o600, createNew: true });
-  await Deno.rename(part, path);
 }

@@ -1,6 +1,6 @@
 // The words that wake a listening device (§7.2), kept in a file of their own.
 
-import { dirname } from "node:path";
+import { writePrivateFile } from "../config/private_file.ts";
 
 export const DEFAULT_TRIGGERS = ["zero", "claude", "computer"];
 const MAX_TRIGGERS = 32;
@@ -33,11 +33,8 @@ export class VoiceWake {
   /** Cleans and keeps the words. @returns what they are now */
   async set(triggers: readonly string[]): Promise<readonly string[]> {
     const cleaned = clean(triggers);
-    await Deno.mkdir(dirname(this.#path), { recursive: true, mode: 0o700 });
-    const part = `${this.#path}.${crypto.randomUUID()}.part`;
     const text = JSON.stringify({ triggers: cleaned, updatedAtMs: Date.now() }, null, 2);
-    await Deno.writeTextFile(part, `${text}\n`, { mode: 0o600 });
-    await Deno.rename(part, this.#path);
+    await writePrivateFile(this.#path, `${text}\n`);
     this.#triggers = cleaned;
     return cleaned;
   }

@@ -1,6 +1,7 @@
 // Multicast DNS (RFC 6762, 6763) on the networks of this machine: one service made known, or those of
 // others looked for. Everything that is heard is somebody's claim; nothing is believed here.
 
+import { pause } from "../config/pause.ts";
 /** The part of `multicast-dns` that is used; it publishes no types of its own. */
 interface Mdns {
   on(event: "query" | "response", heard: (packet: Packet, from: Peer) => void): void;
@@ -267,25 +268,13 @@ async function freeName(
     );
     for (let probe = 0; probe < PROBES && !isTaken; probe++) {
       for (const { mdns } of sockets) mdns.query([{ name, type: "ANY" }]);
-      await pause(PROBE_MS, signal);
+      await pause(PROBE_MS, ...signal ? [signal] : []);
     }
     for (const stop of stops) stop();
     signal?.throwIfAborted();
     if (!isTaken) return candidate;
   }
   throw new Error(`the network has too many services called ${base}`);
-}
-
-/** Resolves after the time, or with the signal. */
-async function pause(ms: number, signal: AbortSignal | undefined) {
-  if (signal?.aborted) return;
-  const over = Promise.withResolvers<void>();
-  const timer = setTimeout(over.resolve, ms);
-  const stop = () => over.resolve();
-  signal?.addEventListener("abort", stop);
-  await over.promise;
-  signal?.removeEventListener("abort", stop);
-  clearTimeout(timer);
 }
 
 function shortened(text: string, maxBytes: number): string {

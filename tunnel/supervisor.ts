@@ -2,6 +2,7 @@
 // comes through, and started again, until it is stopped or only a person can help. Nothing here knows
 // of files or of other tunnels.
 
+import { pause } from "../config/pause.ts";
 import type { Log } from "../config/log.ts";
 import type { Env } from "../config/paths.ts";
 import { TunnelError } from "./error.ts";
@@ -544,20 +545,6 @@ function tellOnTerminal(text: string): void {
   } catch {
     // No terminal after all, or none that may be written to: ssh asks there by itself.
   }
-}
-
-/** Resolves after `ms`, or when one of the signals is aborted. */
-export function pause(ms: number, ...signals: AbortSignal[]): Promise<void> {
-  return new Promise((resolve) => {
-    const end = () => {
-      clearTimeout(timer);
-      for (const signal of signals) signal.removeEventListener("abort", end);
-      resolve();
-    };
-    const timer = setTimeout(end, ms);
-    for (const signal of signals) signal.addEventListener("abort", end);
-    if (signals.some(({ aborted }) => aborted)) end();
-  });
 }
 
 /** @throws the reason of the signal */

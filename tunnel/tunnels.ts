@@ -1,6 +1,7 @@
 // The tunnels of an installation: one that lasts as long as this process wants it, and one that is
 // kept up in the background by a process of its own. What a tunnel does over time is in supervisor.ts.
 
+import { pause } from "../config/pause.ts";
 import { openLog } from "../config/log.ts";
 import { type Paths, resolvePath } from "../config/paths.ts";
 import { formatPin } from "../config/schema.ts";
@@ -17,7 +18,7 @@ import {
   type TunnelRecord,
   type TunnelStatus,
 } from "./state.ts";
-import { asError, pause, Supervisor, type SupervisorOptions, type Timings } from "./supervisor.ts";
+import { asError, Supervisor, type SupervisorOptions, type Timings } from "./supervisor.ts";
 
 export type { TunnelState, TunnelStatus } from "./state.ts";
 

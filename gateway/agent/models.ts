@@ -1,7 +1,7 @@
 // Which model answers: the one of the session, of the agent or of all agents, and those that step in
 // for it. Providers and their models are configuration; nothing is asked of a provider until a run.
 
-import type { Config } from "../../config/schema.ts";
+import { type Config, defaultAt } from "../../config/schema.ts";
 import type { Env } from "../../config/paths.ts";
 import type { Log } from "../../config/log.ts";
 import { resolveSecret } from "../../config/secrets.ts";
@@ -29,8 +29,10 @@ export interface ModelChoice {
   sessionModel?: string;
 }
 
-const DEFAULT_CONTEXT_TOKENS = 128_000;
-const DEFAULT_IDLE_SECONDS = 120;
+/** As the schema says. */
+const PROVIDER = ["models", "providers", "*"];
+const DEFAULT_CONTEXT_TOKENS = Number(defaultAt([...PROVIDER, "models", 0, "contextWindow"]));
+const DEFAULT_IDLE_SECONDS = Number(defaultAt([...PROVIDER, "idleTimeoutSeconds"]));
 
 export class Models {
   readonly #config: CurrentConfig;

@@ -1,6 +1,7 @@
 // A model behind an API, through the `ai` library: one turn in, its text and tool calls out as they
 // come. The library costs a third of a second to load, so it is loaded with the first turn.
 
+import { pause } from "../../config/pause.ts";
 import { type AgentModel, ModelError, type Turn, type TurnPart } from "./model.ts";
 import { providerMessages } from "./provider_messages.ts";
 
@@ -50,12 +51,16 @@ export class ApiModel implements AgentModel {
   readonly #traits: ModelTraits;
   readonly #pause: NonNullable<ApiModelOptions["pause"]>;
 
-  constructor(provider: Provider, traits: ModelTraits, { pause = wait }: ApiModelOptions = {}) {
+  constructor(
+    provider: Provider,
+    traits: ModelTraits,
+    { pause: wait = pause }: ApiModelOptions = {},
+  ) {
     this.id = `${provider.name}/${traits.id}`;
     this.contextTokens = traits.contextTokens;
     this.#provider = provider;
     this.#traits = traits;
-    this.#pause = pause;
+    this.#pause = wait;
   }
 
   async *respond(turn: Turn): AsyncIterable<TurnPart> {
@@ -75,6 +80,7 @@ export class ApiModel implements AgentModel {
         const isWorthIt = failure.isTransient && !isHeard && waitMs <= MAX_PAUSE_MS;
         if (!isWorthIt || attempt === ATTEMPTS) throw failure;
         await this.#pause(waitMs, turn.signal);
+        turn.signal.throwIfAborted();
       }
     }
   }
@@ -320,17 +326,4 @@ function networkReason(error: unknown): string {
   if (/dns|lookup|resolve|not known/i.test(text)) return "its name has no address";
   if (/certificate|tls/i.test(text)) return "its certificate is not to be trusted";
   return "the connection failed";
-}
-
-function wait(ms: number, signal: AbortSignal): Promise<void> {
-  return new Promise((resolve, reject) => {
-    const timer = setTimeout(done, ms);
-    signal.addEventListener("abort", done, { once: true });
-    function done() {
-      clearTimeout(timer);
-      signal.removeEventListener("abort", done);
-      if (signal.aborted) reject(signal.reason);
-      else resolve();
-    }
-  });
 }

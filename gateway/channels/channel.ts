@@ -1,6 +1,9 @@
 // What a channel is to the gateway: a way for people to write to the agent and to be answered. A
 // channel knows its service; sessions, runs and what must not be lost are not its business.
 
+/** The one account a channel has as long as none is named. */
+export const DEFAULT_ACCOUNT = "default";
+
 /** Where a message goes, or came from. */
 export interface Address {
   /** Channel id, such as `telegram`. */

@@ -2,7 +2,7 @@
 // what the agent says handed out. A message that was accepted becomes a run in one and the same
 // transaction that notes it as dealt with, so that none is lost and none runs twice.
 
-import type { Config } from "../../config/schema.ts";
+import { type Config, defaultAt } from "../../config/schema.ts";
 import { resolveSecret } from "../../config/secrets.ts";
 import type { Env } from "../../config/paths.ts";
 import type { Log } from "../../config/log.ts";
@@ -13,7 +13,12 @@ import type { CurrentConfig } from "../gateway.ts";
 import type { Sessions } from "../sessions.ts";
 import type { Store } from "../store.ts";
 import type { AccessRules } from "./access.ts";
-import type { Channel, ChannelStatus, IncomingMessage } from "./channel.ts";
+import {
+  type Channel,
+  type ChannelStatus,
+  DEFAULT_ACCOUNT,
+  type IncomingMessage,
+} from "./channel.ts";
 import type { Contact, Contacts } from "./contacts.ts";
 import type { Outbox, Sender } from "./outbox.ts";
 import { botIdOf, type Brought, type Intake, type Stranger, TelegramChannel } from "./telegram.ts";
@@ -42,8 +47,6 @@ export interface AccountStatus extends ChannelStatus {
 
 type TelegramConfig = NonNullable<NonNullable<Config["channels"]>["telegram"]>;
 
-const DEFAULT_ACCOUNT = "default";
-const DEFAULT_API_ROOT = "https://api.telegram.org";
 /** A message that was seen is known for so long. */
 const SEEN_MS = 7 * 24 * 3_600_000;
 /** Telegram numbers its updates anew when there were none for a week. */
@@ -141,7 +144,7 @@ export class Channels implements AsyncDisposable {
     } catch (error) {
       problem = (error as Error).message;
     }
-    const apiRoot = (wanted?.apiRoot ?? DEFAULT_API_ROOT).replace(/\/+$/, "");
+    const apiRoot = (wanted?.apiRoot ?? defaultOf("apiRoot")).replace(/\/+$/, "");
     const start = token && JSON.stringify([token, apiRoot]);
     if (start === this.#startedWith && problem === this.#problem) return;
     await this.#telegram?.[Symbol.asyncDispose]();
@@ -292,9 +295,18 @@ function isConfigured(telegram: TelegramConfig | undefined): telegram is Telegra
   return telegram?.botToken !== undefined || telegram?.tokenFile !== undefined;
 }
 
-function rulesOf(
-  { dmPolicy = "pairing", allowFrom = [], owners, requireMention = true, groups = {} }:
-    TelegramConfig,
-): AccessRules {
-  return { dmPolicy, allowFrom, owners, requireMention, groups };
+function rulesOf(settings: TelegramConfig): AccessRules {
+  const { dmPolicy, allowFrom = [], owners, requireMention, groups = {} } = settings;
+  return {
+    dmPolicy: dmPolicy ?? defaultOf("dmPolicy"),
+    allowFrom,
+    owners,
+    requireMention: requireMention ?? defaultOf("requireMention"),
+    groups,
+  };
+}
+
+/** As the schema says. */
+function defaultOf<K extends keyof TelegramConfig>(key: K): NonNullable<TelegramConfig[K]> {
+  return defaultAt(["channels", "telegram", key]) as NonNullable<TelegramConfig[K]>;
 }

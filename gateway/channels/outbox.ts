@@ -2,6 +2,7 @@
 // in order within a chat, tried again as long as it is certain that they did not arrive, and never
 // sent twice. What may or may not have arrived when the process died is left, and said once.
 
+import { pause } from "../../config/pause.ts";
 import type { Log } from "../../config/log.ts";
 import type { Store } from "../store.ts";
 import {
@@ -236,7 +237,7 @@ export class Outbox implements AsyncDisposable {
       log.error("cannot note that a message is being sent; it waits", {
         error: (error as Error).message,
       });
-      await this.#pause(FIRST_RETRY_MS);
+      await pause(FIRST_RETRY_MS, this.#stop.signal);
     }
   }
 
@@ -313,16 +314,6 @@ export class Outbox implements AsyncDisposable {
       return { state: row.state, error: String(row.error) };
     }
     return undefined;
-  }
-
-  #pause(ms: number): Promise<void> {
-    return new Promise((resolve) => {
-      const timer = setTimeout(resolve, ms);
-      this.#stop.signal.addEventListener("abort", () => {
-        clearTimeout(timer);
-        resolve();
-      }, { once: true });
-    });
   }
 }
 

@@ -1,10 +1,12 @@
 // Adding and removing the credentials of a channel while the gateway runs: the token is tried, kept in
 // a file of its own that only the owner can read, and the configuration names that file.
 
+import { writePrivateFile } from "../../config/private_file.ts";
 import { setKey, unsetKey, writeConfig } from "../../config/edit.ts";
 import { ConfigError, readConfig } from "../../config/load.ts";
 import type { Paths } from "../../config/paths.ts";
 import type { ConfigReading } from "../../config/load.ts";
+import { defaultAt } from "../../config/schema.ts";
 import { RpcError } from "../../rpc/error.ts";
 
 export interface ChannelSetupOptions {
@@ -13,7 +15,6 @@ export interface ChannelSetupOptions {
   adopt(reading: ConfigReading, reason: string): void;
 }
 
-const DEFAULT_API_ROOT = "https://api.telegram.org";
 const TRY_TIMEOUT_MS = 20_000;
 
 export class ChannelSetup {
@@ -35,7 +36,10 @@ export class ChannelSetup {
       allowFrom?: string[];
     },
   ): Promise<string> {
-    const account = await nameOfBot(token.trim(), apiRoot ?? DEFAULT_API_ROOT);
+    const account = await nameOfBot(
+      token.trim(),
+      apiRoot ?? String(defaultAt(["channels", "telegram", "apiRoot"])),
+    );
     const file = await this.#keep(channel, token.trim());
     await this.#change("channels.add", (raw, { config }) => {
       const { botToken: _, ...before } = config.channels?.telegram ?? {};
@@ -85,10 +89,7 @@ export class ChannelSetup {
 
   async #keep(channel: string, token: string): Promise<string> {
     const path = this.#file(channel);
-    await Deno.mkdir(path.slice(0, path.lastIndexOf("/")), { recursive: true, mode: 0o700 });
-    const draft = `${path}.${crypto.randomUUID()}`;
-    await Deno.writeTextFile(draft, `${token}\n`, { mode: 0o600, createNew: true });
-    await Deno.rename(draft, path);
+    await writePrivateFile(path, `${token}\n`);
     return path;
   }
 

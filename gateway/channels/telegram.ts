@@ -1,6 +1,7 @@
 // Telegram, through its Bot API. Updates are fetched one batch at a time and acknowledged only after
 // they are durable; what is sent either certainly did not arrive, or is not sent again.
 
+import { pause } from "../../config/pause.ts";
 import type { Api } from "grammy";
 import type { InlineKeyboardMarkup, MaybeInaccessibleMessage, Message, Update } from "grammy/types";
 import type { Log } from "../../config/log.ts";
@@ -201,7 +202,7 @@ export class TelegramChannel implements Channel {
           error: text,
           inMs: waitMs,
         });
-        await this.#pause(waitMs * (0.75 + Math.random() / 2));
+        await pause(waitMs * (0.75 + Math.random() / 2), signal);
       }
     }
   }
@@ -473,19 +474,6 @@ export class TelegramChannel implements Channel {
   /** For what is given up when the channel stops. */
   #deadline(ms: number): ApiSignal {
     return AbortSignal.any([this.#stop.signal, AbortSignal.timeout(ms)]) as ApiSignal;
-  }
-
-  #pause(ms: number): Promise<void> {
-    return new Promise((resolve) => {
-      const { signal } = this.#stop;
-      const done = () => {
-        clearTimeout(timer);
-        signal.removeEventListener("abort", done);
-        resolve();
-      };
-      const timer = setTimeout(done, ms);
-      signal.addEventListener("abort", done);
-    });
   }
 
   #show(

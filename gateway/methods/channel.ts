@@ -12,12 +12,11 @@ import {
   optional,
   text,
 } from "../../rpc/shape.ts";
-import type { Address, OutgoingMessage } from "../channels/channel.ts";
+import { type Address, DEFAULT_ACCOUNT, type OutgoingMessage } from "../channels/channel.ts";
 import { type Gateway, method, nameOf } from "../gateway.ts";
 
 /** How long `send` waits to hear what became of the message. */
 const SEND_WAIT_MS = 25_000;
-const DEFAULT_ACCOUNT = "default";
 
 const Account = open({
   accountId: text(),

@@ -1,6 +1,7 @@
 // `exec-approvals.json` (§10.1): which commands may run here, for which agent. It is read anew each
 // time and changed under a lock, because operators, agents and other processes change it too.
 
+import { writePrivateFile } from "../../config/private_file.ts";
 import { sha256 } from "../../config/load.ts";
 import type { Paths } from "../../config/paths.ts";
 import { encodeBase64Url } from "../../rpc/identity.ts";
@@ -168,9 +169,7 @@ export class ApprovalsStore {
 
   async #write(file: ApprovalsFile): Promise<Content> {
     const raw = `${JSON.stringify(file, null, 2)}\n`;
-    const part = `${this.#paths.file}.${crypto.randomUUID()}.part`;
-    await Deno.writeTextFile(part, raw, { mode: 0o600, createNew: true });
-    await Deno.rename(part, this.#paths.file);
+    await writePrivateFile(this.#paths.file, raw);
     return { exists: true, hash: await sha256(raw), file, needsWriting: false };
   }
 

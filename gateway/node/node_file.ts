@@ -1,5 +1,6 @@
 // `node.json` (§9.1): what a node host goes by the next time it is started.
 
+import { writePrivateFile } from "../../config/private_file.ts";
 import {
   boolean,
   type Infer,
@@ -65,13 +66,6 @@ export async function readNodeFile(
   warn(`Cannot use ${file}: it is damaged; a new one is made`);
 }
 
-/** Atomic, and for the owner alone. */
 export async function writeNodeFile(file: string, content: NodeFile): Promise<void> {
-  await Deno.mkdir(file.slice(0, file.lastIndexOf("/")), { recursive: true, mode: 0o700 });
-  const part = `${file}.${crypto.randomUUID()}.part`;
-  await Deno.writeTextFile(part, `${JSON.stringify(content, null, 2)}\n`, {
-    mode: 0o600,
-    createNew: true,
-  });
-  await Deno.rename(part, file);
+  await writePrivateFile(file, `${JSON.stringify(content, null, 2)}\n`);
 }

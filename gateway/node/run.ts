@@ -1,8 +1,9 @@
 // The node host as a process (`zero node run`, §9.1): one per state directory, connected for ever, and
 // saying on the terminal what its owner has to do.
 
+import { pause } from "../../config/pause.ts";
 import { EXIT_FAILURE, EXIT_OK, EXIT_REFUSED, UsageError } from "../../config/command.ts";
-import { tryLock } from "../../config/file_lock.ts";
+import { NotedLock } from "../../config/file_lock.ts";
 import { ConfigError, readConfig } from "../../config/load.ts";
 import type { Paths } from "../../config/paths.ts";
 import type { Config } from "../../config/schema.ts";
@@ -110,7 +111,14 @@ export async function runNode(options: RunNodeOptions): Promise<number> {
   const { paths, terminal, flags } = options;
   const { nodeFile, lockFile } = nodeFiles(paths);
   await Deno.mkdir(paths.stateDir, { recursive: true, mode: 0o700 });
-  using lock = await NodeLock.acquire(lockFile);
+  const now = Date.now();
+  // A second one with the same device would throw the first out.
+  using lock = await NotedLock.acquire<NodeNote>(lockFile, {
+    pid: Deno.pid,
+    startedAtMs: now,
+    state: "starting",
+    sinceMs: now,
+  });
   if (!lock) {
     const holder = await readNodeNote(lockFile);
     const who = holder ? ` (pid ${holder.pid})` : "";
@@ -136,17 +144,6 @@ export async function readNodeNote(lockFile: string): Promise<NodeNote | undefin
   }
 }
 
-/** Whether a node host runs on a state directory. */
-export async function isNodeRunning(lockFile: string): Promise<boolean> {
-  try {
-    using file = await Deno.open(lockFile, { read: true, write: true });
-    return !await tryLock(file);
-  } catch (error) {
-    if (error instanceof Deno.errors.NotFound) return false;
-    throw error;
-  }
-}
-
 /**
  * When to try again: 1 s to 30 s with jitter; a minute at least where the same credentials would meet
  * the same refusal. Never not at all: what stands in the way may be mended without a restart.
@@ -161,7 +158,7 @@ export function retryDelayMs(error: Error, attempt: number, random?: () => numbe
 
 class NodeProcess {
   readonly #options: RunNodeOptions;
-  readonly #lock: NodeLock;
+  readonly #lock: NotedLock<NodeNote>;
   readonly #named: NamedGateway | undefined;
   readonly #self: NodeFile;
   readonly #host: NodeHost;
@@ -175,7 +172,7 @@ class NodeProcess {
   constructor(
     options: RunNodeOptions,
     { lock, named, self, config }: {
-      lock: NodeLock;
+      lock: NotedLock<NodeNote>;
       named: NamedGateway | undefined;
       self: NodeFile;
       config: () => Promise<Config>;
@@ -363,39 +360,6 @@ class OfferChanged extends Error {
   override name = "OfferChanged";
 }
 
-/** One node host per state directory: a second one with the same device would throw the first out. */
-class NodeLock {
-  readonly #file: Deno.FsFile;
-
-  private constructor(file: Deno.FsFile) {
-    this.#file = file;
-  }
-
-  /** @returns undefined when another process has it */
-  static async acquire(path: string): Promise<NodeLock & Disposable | undefined> {
-    const file = await Deno.open(path, { read: true, write: true, create: true, mode: 0o600 });
-    if (!await tryLock(file)) {
-      file.close();
-      return undefined;
-    }
-    const lock = new NodeLock(file);
-    const now = Date.now();
-    lock.note({ pid: Deno.pid, startedAtMs: now, state: "starting", sinceMs: now });
-    return lock;
-  }
-
-  note(note: NodeNote) {
-    this.#file.truncateSync();
-    this.#file.seekSync(0, Deno.SeekMode.Start);
-    this.#file.writeSync(new TextEncoder().encode(`${JSON.stringify(note)}\n`));
-  }
-
-  [Symbol.dispose]() {
-    this.#file.truncateSync();
-    this.#file.close();
-  }
-}
-
 /** The configuration as it is now, or the last one that was valid. @throws {ConfigError} never was */
 async function currentConfig(
   { configPath, env }: Paths,
@@ -494,17 +458,4 @@ async function stampOf(files: readonly string[]): Promise<string> {
 /** On one line, whatever a gateway wrote into it. */
 function printable(text: string): string {
   return cleaned(text.replace(/\s+/g, " ").trim());
-}
-
-function pause(ms: number, signal: AbortSignal): Promise<void> {
-  if (signal.aborted) return Promise.resolve();
-  return new Promise((resolve) => {
-    const wake = () => {
-      clearTimeout(timer);
-      signal.removeEventListener("abort", wake);
-      resolve();
-    };
-    const timer = setTimeout(wake, ms);
-    signal.addEventListener("abort", wake);
-  });
 }

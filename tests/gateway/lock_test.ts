@@ -1,5 +1,5 @@
 import { assert, assertEquals, assertRejects } from "@std/assert";
-import { InstanceLock, readLock } from "../../gateway/lock.ts";
+import { acquireInstanceLock, readLock } from "../../gateway/lock.ts";
 import { StartRefusal } from "../../gateway/preflight.ts";
 
 async function lockFile() {
@@ -12,11 +12,11 @@ async function lockFile() {
 
 Deno.test("the second to take a lock is told who has it, where, and what to do", async () => {
   await using file = await lockFile();
-  using lock = await InstanceLock.acquire(file.path);
+  using lock = await acquireInstanceLock(file.path);
   lock.note({ pid: Deno.pid, url: "ws://127.0.0.1:18789", startedAtMs: 1 });
 
   const refusal = await assertRejects(
-    () => InstanceLock.acquire(file.path),
+    () => acquireInstanceLock(file.path),
     StartRefusal,
     `gateway already running (pid ${Deno.pid}) on ws://127.0.0.1:18789; it holds ${file.path}`,
   ) as StartRefusal;
@@ -27,12 +27,12 @@ Deno.test("the second to take a lock is told who has it, where, and what to do",
 Deno.test("a lock that was let go can be taken again, and its file says nothing stale", async () => {
   await using file = await lockFile();
   {
-    using _first = await InstanceLock.acquire(file.path);
+    using _first = await acquireInstanceLock(file.path);
     assertEquals(readLock(file.path)?.pid, Deno.pid);
   }
   assertEquals(readLock(file.path), undefined);
 
-  using _second = await InstanceLock.acquire(file.path);
+  using _second = await acquireInstanceLock(file.path);
 
   assertEquals(readLock(file.path)?.pid, Deno.pid);
 });
@@ -41,7 +41,7 @@ Deno.test("what a dead gateway left in the file does not matter", async () => {
   await using file = await lockFile();
   await Deno.writeTextFile(file.path, `{"pid":1,"url":"ws://x","startedAtMs":0}${"x".repeat(900)}`);
 
-  using lock = await InstanceLock.acquire(file.path);
+  using lock = await acquireInstanceLock(file.path);
   lock.note({ pid: 7, startedAtMs: 8 });
 
   assertEquals(readLock(file.path), { pid: 7, startedAtMs: 8 });
@@ -58,7 +58,7 @@ Deno.test("a file that is no note, or not there, names nobody", async () => {
 Deno.test("the lock file is for its owner alone", async () => {
   await using file = await lockFile();
 
-  using _lock = await InstanceLock.acquire(file.path);
+  using _lock = await acquireInstanceLock(file.path);
 
   assertEquals((await Deno.stat(file.path)).mode! & 0o777, 0o600);
 });
